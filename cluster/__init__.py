@@ -1,0 +1,1 @@
+"""Brings the cluster up and keeps it."""

@@ -1,0 +1,1 @@
+"""What Serve runs: extensions and their kinds, the gateway, the catalogue actor."""

@@ -1,0 +1,1 @@
+"""The front door: public names, the command line and the client."""

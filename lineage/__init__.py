@@ -1,0 +1,1 @@
+"""Remembers: models and their identity, and the one SQL database."""

@@ -1,0 +1,57 @@
+"""The root of the error tree, and what the stores raise. The whole tree is drawn in `planner/errors.py`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FenixError(Exception):
+    """Anything that Fenix raises on purpose.
+
+    `status` is the HTTP status, `grpc_status` the name of the gRPC code, `hint` what to do next (one sentence,
+    may be empty). `str(error)` is the message alone; `error.text()` adds the hint.
+    """
+
+    status: ClassVar[int] = 500
+    grpc_status: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def text(self) -> str:
+        """The message followed by the hint, as a user reads it."""
+        return f"{self.message} {self.hint}".strip()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders; the default protocol would drop the keyword-only hint.
+        return _rebuild, (type(self), self.message, self.hint, dict(self.__dict__))
+
+
+def _rebuild(kind: type[FenixError], message: str, hint: str, state: dict[str, object]) -> FenixError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    error.__dict__.update(state, message=message, hint=hint)
+    return error
+
+
+class StoreUnavailable(FenixError):
+    """The database or the model registry does not answer. HTTP 503, gRPC UNAVAILABLE. Nothing was written."""
+
+    status = 503
+    grpc_status = "UNAVAILABLE"
+
+
+class ModelNotFound(FenixError):
+    """No such model version or alias in the registry. HTTP 404, gRPC NOT_FOUND."""
+
+    status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class ArtifactRefused(FenixError):
+    """A model artifact cannot be loaded safely or does not match its digest. HTTP 422, gRPC FAILED_PRECONDITION."""
+
+    status = 422
+    grpc_status = "FAILED_PRECONDITION"
