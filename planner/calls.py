@@ -9,6 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,17 +17,47 @@ from planner.cards import ExtensionId
 from planner.errors import ExtensionRaised, ExtensionTimeout, ExtensionUnavailable, FenixError
 from planner.features import Array, Rows
 
+
+class RemoteArray(ABC):
+    """Rows too large to travel through the gateway: they lie in an object store and are passed on by reference.
+
+    Slicing by rows is free and gives another RemoteArray over the same object.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def __getitem__(self, rows: slice) -> RemoteArray:
+        """A view of `rows`, which has a start and a stop and no step."""
+
+    @abstractmethod
+    async def fetch(self) -> Array:
+        """The rows themselves. Raises ExtensionUnavailable when the object is lost with its owner."""
+
+
 # One batch: per input port, the arrays of the waiting requests in order, each (n_rows_i, *row shape). The callee
 # concatenates them, so the gateway does not copy rows.
-Parts = Mapping[str, Sequence[Array]]
-Infer = Callable[[dict[str, Array]], dict[str, Rows]]
+Part = Array | RemoteArray
+Parts = Mapping[str, Sequence[Part]]
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """One output of a call, for the whole batch: like Rows, but the values may still lie in the object store."""
+
+    values: Part
+    confidence: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
     """What one call brought back: output rows for the whole batch, and the time inside the extension in ms."""
 
-    outputs: Mapping[str, Rows]
+    outputs: Mapping[str, Produced]
     run_ms: float
 
 
@@ -43,16 +74,16 @@ class Calls(ABC):
 
 
 class LocalCalls(Calls):
-    """Extensions as plain functions in this process, run on a thread each call. For tests and for libraries."""
+    """Extensions as plain functions in this process, each call on a thread. For tests and for use as a library."""
 
-    def __init__(self, functions: Mapping[ExtensionId, Infer]) -> None:
+    def __init__(self, functions: Mapping[ExtensionId, Callable[[dict[str, Array]], Mapping[str, Rows]]]) -> None:
         self._functions = functions
 
     async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
         function = self._functions.get(extension)
         if function is None:
             raise ExtensionUnavailable(f"{extension} is not deployed.")
-        rows = {port: np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for port, arrays in parts.items()}
+        rows = {port: await join(arrays) for port, arrays in parts.items()}
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         try:
@@ -64,4 +95,16 @@ class LocalCalls(Calls):
             raise
         except Exception as error:
             raise ExtensionRaised(f"{extension} raised {type(error).__name__}: {error}") from error
-        return Ran(outputs, (loop.time() - started_s) * 1e3)
+        produced = {name: Produced(rows.values, rows.confidence) for name, rows in outputs.items()}
+        return Ran(produced, (loop.time() - started_s) * 1e3)
+
+
+async def local(part: Part) -> Array:
+    """The rows of a part in this process."""
+    return await part.fetch() if isinstance(part, RemoteArray) else part
+
+
+async def join(parts: Sequence[Part]) -> Array:
+    """One array of all the rows, in order; no copy when there is a single local part."""
+    arrays = [await local(part) for part in parts]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -1,0 +1,231 @@
+"""The catalogue actor: the one writer of the catalogue, and the followers that keep every planner up to date.
+
+A follower asks for what changed since its epoch; the actor answers as soon as there is something, or with nothing
+after a while. So a change reaches every planner within a network round trip and nobody polls in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+
+from planner.cards import Card, ExtensionId, LatencyProfile
+from planner.catalogue import Catalogue, Change
+from planner.catalogue_store import CatalogueStore, SqlCatalogueStore
+from planner.errors import ClusterDown, Conflict, FenixError, NotFound, near
+from planner.goals import Goal
+
+ACTOR_NAME = "fenix-catalogue"
+NAMESPACE = "fenix"
+KEPT_CHANGES = 1_000  # a follower further behind gets the whole catalogue
+WATCH_S = 20.0
+
+_log = logging.getLogger("fenix.catalogue")
+
+
+class Registry:
+    """The catalogue with its writes: checks a change, stores it, then shows it. One event loop, one instance."""
+
+    def __init__(self, store: CatalogueStore) -> None:
+        self._store = store
+        self._catalogue = store.load()
+        self._changes: deque[Change] = deque(maxlen=KEPT_CHANGES)
+        self._changed = asyncio.Condition()
+
+    async def put(self, cards: Sequence[Card], goals: Sequence[Goal] = (), replace: bool = False) -> int:
+        """Registers cards and goals; returns the new epoch, at which they are durable.
+
+        Raises Conflict, with nothing written, when an id is taken by a card with other ports, source or options
+        and `replace` is off: versions do not change under their users.
+        """
+        if not replace:
+            for card in cards:
+                known = self._catalogue.cards.get(card.id)
+                if known is not None and _identity(known) != _identity(card):
+                    raise Conflict(
+                        f"extension {card.id} exists with other ports, source or options.",
+                        hint="Give the new one another version, or remove the old one first.",
+                    )
+        return await self._write(Change(self._catalogue.epoch + 1, tuple(cards), tuple(goals)))
+
+    async def remove(self, cards: Sequence[ExtensionId] = (), goals: Sequence[str] = ()) -> int:
+        """Takes cards and goals out; returns the new epoch. Raises NotFound, with nothing written."""
+        for id_ in cards:
+            if id_ not in self._catalogue.cards:
+                raise NotFound(f"no extension {id_!r}.", hint=near(id_, self._catalogue.cards))
+        for name in goals:
+            self._catalogue.goal(name)
+        return await self._write(
+            Change(self._catalogue.epoch + 1, removed_cards=tuple(cards), removed_goals=tuple(goals))
+        )
+
+    async def profiles(self, measured: Mapping[ExtensionId, LatencyProfile]) -> int:
+        """Takes in latency profiles from live traffic; extensions that are gone meanwhile are passed over."""
+        cards = [
+            self._catalogue.cards[id_].but(profile=profile)
+            for id_, profile in measured.items()
+            if id_ in self._catalogue.cards
+        ]
+        if not cards:
+            return self._catalogue.epoch
+        return await self._write(Change(self._catalogue.epoch + 1, tuple(cards)))
+
+    async def since(self, epoch: int, wait_s: float) -> list[Change]:
+        """The changes after `epoch`, in order; waits up to `wait_s` for one, then returns none.
+
+        A follower that is too far behind (or ahead, after a restore) gets one change numbered as the present epoch
+        which puts everything there is; see `CatalogueFollower`.
+        """
+        if epoch == self._catalogue.epoch:
+            try:
+                async with asyncio.timeout(wait_s), self._changed:
+                    await self._changed.wait_for(lambda: self._catalogue.epoch != epoch)
+            except TimeoutError:
+                return []
+        if self._changes and self._changes[0].epoch <= epoch + 1 <= self._catalogue.epoch:
+            return [change for change in self._changes if change.epoch > epoch]
+        everything = self._catalogue
+        return [Change(everything.epoch, tuple(everything.cards.values()), tuple(everything.goals.values()))]
+
+    async def _write(self, change: Change) -> int:
+        self._store.write(change)
+        self._catalogue = self._catalogue.apply(change)
+        self._changes.append(change)
+        async with self._changed:
+            self._changed.notify_all()
+        return change.epoch
+
+
+def _identity(card: Card) -> tuple[object, ...]:
+    """What a version is, apart from what is measured of it."""
+    return card.inputs, card.outputs, card.kind, card.source, dict(card.options)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
+class CatalogueActor:
+    """`Registry` as a detached actor over the SQL store."""
+
+    def __init__(self, database_url: str) -> None:
+        self._store_url = database_url
+        self._registry: Registry | None = None
+
+    async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Runs one method of Registry. A FenixError is returned, not raised, so that it keeps its type."""
+        if method not in _METHODS:
+            raise ValueError(method)
+        try:
+            if self._registry is None:
+                self._registry = Registry(SqlCatalogueStore(self._store_url))
+            return await getattr(self._registry, method)(*arguments)
+        except FenixError as error:
+            return error.with_traceback(None)
+
+
+_METHODS = frozenset({"put", "remove", "profiles", "since"})
+
+
+class RegistryClient:
+    """The catalogue actor as seen from another process. Every method raises ClusterDown when it does not answer."""
+
+    def __init__(self, timeout_s: float = 30.0) -> None:
+        self._timeout_s = timeout_s
+        self._actor: Any = None
+
+    async def put(self, cards: Sequence[Card], goals: Sequence[Goal] = (), replace: bool = False) -> int:
+        """See `Registry.put`."""
+        return int(await self._call("put", tuple(cards), tuple(goals), replace))
+
+    async def remove(self, cards: Sequence[ExtensionId] = (), goals: Sequence[str] = ()) -> int:
+        """See `Registry.remove`."""
+        return int(await self._call("remove", tuple(cards), tuple(goals)))
+
+    async def profiles(self, measured: Mapping[ExtensionId, LatencyProfile]) -> int:
+        """See `Registry.profiles`."""
+        return int(await self._call("profiles", dict(measured)))
+
+    async def since(self, epoch: int, wait_s: float) -> list[Change]:
+        """See `Registry.since`."""
+        changes: list[Change] = await self._call("since", epoch, wait_s)
+        return changes
+
+    async def catalogue(self) -> Catalogue:
+        """The whole catalogue as it is now."""
+        return follow(Catalogue(epoch=-1), await self.since(-1, 0.0))
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            if self._actor is None:
+                self._actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+            async with asyncio.timeout(self._timeout_s):
+                reply = await self._actor.call.remote(method, arguments)
+        except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
+            self._actor = None
+            raise ClusterDown(
+                f"the catalogue does not answer ({type(error).__name__}).", hint="Look at `fenix status`."
+            ) from None
+        if isinstance(reply, FenixError):
+            raise reply
+        return reply
+
+
+def start_catalogue(database_url: str) -> None:
+    """Starts the actor, or leaves the one that runs. It outlives this process and restarts when it dies."""
+    CatalogueActor.options(
+        name=ACTOR_NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, max_concurrency=1_000
+    ).remote(database_url)
+
+
+def follow(catalogue: Catalogue, changes: Sequence[Change]) -> Catalogue:
+    """The catalogue after these changes; one that is out of line holds everything and replaces it."""
+    for change in changes:
+        if change.epoch == catalogue.epoch + 1:
+            catalogue = catalogue.apply(change)
+        else:
+            catalogue = Catalogue.of(change.put_cards, change.put_goals, epoch=change.epoch)
+    return catalogue
+
+
+class CatalogueFollower:
+    """Keeps a snapshot of the catalogue current in this process."""
+
+    def __init__(self, client: RegistryClient, changed: Callable[[Catalogue], None] = lambda catalogue: None) -> None:
+        self._client = client
+        self._changed = changed
+        self._task: asyncio.Task[None] | None = None
+        self.catalogue = Catalogue(epoch=-1)
+
+    async def start(self) -> None:
+        """Fetches the catalogue, then follows it until `stop`. Raises ClusterDown when the first fetch fails."""
+        self._take(await self._client.since(-1, 0.0))
+        self._task = asyncio.get_running_loop().create_task(self._follow(), name="catalogue-follower")
+
+    def ready(self) -> bool:
+        """Whether there is a catalogue and someone keeps it current."""
+        return self.catalogue.epoch >= 0 and self._task is not None and not self._task.done()
+
+    async def _follow(self) -> None:
+        pause_s = 0.1
+        while True:
+            try:
+                self._take(await self._client.since(self.catalogue.epoch, WATCH_S))
+                pause_s = 0.1
+            except ClusterDown as error:  # the last snapshot goes on serving meanwhile
+                _log.warning("%s Trying again in %.1f s.", error.message, pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2.0, pause_s * 2)
+
+    def _take(self, changes: Sequence[Change]) -> None:
+        if changes:
+            self.catalogue = follow(self.catalogue, changes)
+            self._changed(self.catalogue)
+
+    async def stop(self) -> None:
+        """Ends the following."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
