@@ -46,7 +46,7 @@ class Registry:
         if not replace:
             for card in cards:
                 known = self._catalogue.cards.get(card.id)
-                if known is not None and _identity(known) != _identity(card):
+                if known is not None and known.identity != card.identity:
                     raise Conflict(
                         f"extension {card.id} exists with other ports, source or options.",
                         hint="Give the new one another version, or remove the old one first.",
@@ -78,8 +78,7 @@ class Registry:
     async def since(self, epoch: int, wait_s: float) -> list[Change]:
         """The changes after `epoch`, in order; waits up to `wait_s` for one, then returns none.
 
-        A follower that is too far behind (or ahead, after a restore) gets one change numbered as the present epoch
-        which puts everything there is; see `CatalogueFollower`.
+        A follower that is too far behind (or ahead, after a restore) gets one whole change.
         """
         if epoch == self._catalogue.epoch:
             try:
@@ -90,7 +89,7 @@ class Registry:
         if self._changes and self._changes[0].epoch <= epoch + 1 <= self._catalogue.epoch:
             return [change for change in self._changes if change.epoch > epoch]
         everything = self._catalogue
-        return [Change(everything.epoch, tuple(everything.cards.values()), tuple(everything.goals.values()))]
+        return [Change(everything.epoch, (*everything.cards.values(),), (*everything.goals.values(),), whole=True)]
 
     async def _write(self, change: Change) -> int:
         self._store.write(change)
@@ -101,14 +100,8 @@ class Registry:
         return change.epoch
 
 
-def _identity(card: Card) -> tuple[object, ...]:
-    """What a version is, apart from what is measured of it."""
-    return card.inputs, card.outputs, card.kind, card.source, dict(card.options)
-
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
 class CatalogueActor:
-    """`Registry` as a detached actor over the SQL store."""
+    """`Registry` as a detached Ray actor over the SQL store."""
 
     def __init__(self, database_url: str) -> None:
         self._store_url = database_url
@@ -155,7 +148,8 @@ class RegistryClient:
 
     async def catalogue(self) -> Catalogue:
         """The whole catalogue as it is now."""
-        return follow(Catalogue(epoch=-1), await self.since(-1, 0.0))
+        (whole,) = await self.since(-1, 0.0)
+        return Catalogue().apply(whole)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         try:
@@ -175,19 +169,15 @@ class RegistryClient:
 
 def start_catalogue(database_url: str) -> None:
     """Starts the actor, or leaves the one that runs. It outlives this process and restarts when it dies."""
-    CatalogueActor.options(
-        name=ACTOR_NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, max_concurrency=1_000
+    ray.remote(CatalogueActor).options(
+        name=ACTOR_NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=1_000,
     ).remote(database_url)
-
-
-def follow(catalogue: Catalogue, changes: Sequence[Change]) -> Catalogue:
-    """The catalogue after these changes; one that is out of line holds everything and replaces it."""
-    for change in changes:
-        if change.epoch == catalogue.epoch + 1:
-            catalogue = catalogue.apply(change)
-        else:
-            catalogue = Catalogue.of(change.put_cards, change.put_goals, epoch=change.epoch)
-    return catalogue
 
 
 class CatalogueFollower:
@@ -220,8 +210,9 @@ class CatalogueFollower:
                 pause_s = min(2.0, pause_s * 2)
 
     def _take(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            self.catalogue = self.catalogue.apply(change)
         if changes:
-            self.catalogue = follow(self.catalogue, changes)
             self._changed(self.catalogue)
 
     async def stop(self) -> None:

@@ -6,6 +6,7 @@ An extension version `name@version` is a Serve application of that id with one d
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import ray
 from ray import serve
@@ -16,6 +17,7 @@ from deployments.replica import BY_REFERENCE_BYTES, StoredArray
 from planner.calls import Calls, Part, Parts, Produced, Ran
 from planner.cards import ExtensionId
 from planner.errors import ExtensionTimeout, ExtensionUnavailable, FenixError
+from planner.features import Array
 
 
 def application_of(extension: ExtensionId) -> str:
@@ -35,10 +37,25 @@ class ServeCalls(Calls):
         self._handles: dict[ExtensionId, DeploymentHandle] = {}
 
     async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+        sent = {port: [_by_reference(part) for part in arrays] for port, arrays in parts.items()}
+        outputs, confidence, run_ms = await self._call(extension, "infer", timeout_s, sent)
+        return Ran({name: Produced(values, confidence) for name, values in outputs.items()}, run_ms)
+
+    async def check(self, extension: ExtensionId, seed: int, timeout_s: float = 120.0) -> None:
+        """Has a replica run the behaviour contract on itself. Raises ContractBroken, or what `infer` raises."""
+        await self._call(extension, "check", timeout_s, seed)
+
+    async def samples(
+        self, extension: ExtensionId, n_rows: int, seed: int, timeout_s: float = 60.0
+    ) -> dict[str, Array]:
+        """Sample rows as the extension makes them, an array (n_rows, ...) per input port."""
+        rows: dict[str, Array] = await self._call(extension, "samples", timeout_s, n_rows, seed)
+        return rows
+
+    async def _call(self, extension: ExtensionId, method: str, timeout_s: float, *arguments: Any) -> Any:
         try:
             async with asyncio.timeout(timeout_s):
-                handle = self._handle(extension)
-                reply = await handle.infer.remote({port: [_by_reference(p) for p in ps] for port, ps in parts.items()})
+                reply = await getattr(self._handle(extension), method).remote(*arguments)
         except TimeoutError:
             raise ExtensionTimeout(f"{extension} did not answer within {timeout_s * 1e3:.0f} ms.") from None
         except (ray.exceptions.RayError, RayServeException) as error:
@@ -48,8 +65,7 @@ class ServeCalls(Calls):
             ) from None
         if isinstance(reply, FenixError):
             raise reply
-        outputs, confidence, run_ms = reply
-        return Ran({name: Produced(values, confidence) for name, values in outputs.items()}, run_ms)
+        return reply
 
     def _handle(self, extension: ExtensionId) -> DeploymentHandle:
         handle = self._handles.get(extension)

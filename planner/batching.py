@@ -184,16 +184,6 @@ class Batcher:
             waited_ms = (self._loop.time() - item.since_s) * 1e3
             item.future.set_exception(ExtensionTimeout(f"{self._extension} did not answer within {waited_ms:.0f} ms."))
 
-    async def close(self) -> None:
-        """Cancels what is under way and what waits."""
-        for item in self._queue:
-            item.future.cancel()
-        self._queue.clear()
-        tasks = list(self._running)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
 
 class Batchers:
     """One Batcher per extension version, made when first needed."""
@@ -211,10 +201,10 @@ class Batchers:
             batcher = self._by_extension[card.id] = Batcher(card.id, self._calls, limits, self._observe)
         return batcher
 
-    async def keep_only(self, extensions: frozenset[ExtensionId]) -> None:
-        """Closes the queues of extensions that are gone."""
+    def keep_only(self, extensions: frozenset[ExtensionId]) -> None:
+        """Forgets the queues of extensions that are gone; what is in them still runs to its end."""
         for id_ in [id_ for id_ in self._by_extension if id_ not in extensions]:
-            await self._by_extension.pop(id_).close()
+            del self._by_extension[id_]
 
 
 def _cut(inputs: Mapping[str, Part], start: int, stop: int) -> dict[str, Part]:

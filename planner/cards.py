@@ -213,6 +213,11 @@ class Card:
     def id(self) -> ExtensionId:
         return extension_id(self.name, self.version)
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What the version is, apart from what is measured of it or may be said about it."""
+        return self.id, self.inputs, self.outputs, self.kind, self.source, dict(self.options)
+
     def sees(self, tags: frozenset[str]) -> bool:
         """Whether data with these tags may reach the extension."""
         return self.may_see is None or tags <= self.may_see

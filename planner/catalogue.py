@@ -16,13 +16,17 @@ from planner.goals import Goal
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step of the catalogue from `epoch - 1` to `epoch`: what was put (added or replaced) and removed."""
+    """One step of the catalogue from `epoch - 1` to `epoch`: what was put (added or replaced) and removed.
+
+    A `whole` change holds everything there is at `epoch`, whatever came before.
+    """
 
     epoch: int
     put_cards: tuple[Card, ...] = ()
     put_goals: tuple[Goal, ...] = ()
     removed_cards: tuple[ExtensionId, ...] = ()
     removed_goals: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +47,9 @@ class Catalogue:
         return cls(epoch, MappingProxyType({c.id: c for c in cards}), MappingProxyType({g.name: g for g in goals}))
 
     def apply(self, change: Change) -> Catalogue:
-        """The next snapshot. Raises ValueError unless `change.epoch` is the next number."""
+        """The next snapshot. Raises ValueError unless `change` is whole or its epoch is the next number."""
+        if change.whole:
+            return Catalogue.of(change.put_cards, change.put_goals, change.epoch)
         if change.epoch != self.epoch + 1:
             raise ValueError(f"change {change.epoch} does not follow epoch {self.epoch}")
         cards, goals = dict(self.cards), dict(self.goals)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lineage.database import open_database
 from lineage.errors import StoreUnavailable
-from planner.card_codec import card_from_dict, card_to_dict, goal_from_dict, goal_to_dict
+from planner.card_codec import card_to_dict, goal_to_dict, parse_card, parse_goal
 from planner.catalogue import Catalogue, Change
 
 
@@ -77,8 +77,8 @@ class SqlCatalogueStore(CatalogueStore):
             cards = connection.execute(select(_CARDS.c.id, _CARDS.c.body).order_by(_CARDS.c.position)).all()
             goals = connection.execute(select(_GOALS.c.name, _GOALS.c.body).order_by(_GOALS.c.position)).all()
         return Catalogue.of(
-            (card_from_dict(body, where=f"stored card {id_}") for id_, body in cards),
-            (goal_from_dict(body, where=f"stored goal {name}") for name, body in goals),
+            (parse_card(body, where=f"stored card {id_}") for id_, body in cards),
+            (parse_goal(body, where=f"stored goal {name}") for name, body in goals),
             epoch=epoch or 0,
         )
 

@@ -7,7 +7,9 @@ FenixError                         500  INTERNAL             (lineage/errors.py)
 ├── BadRequest                     400  INVALID_ARGUMENT     the client sent something wrong
 │   ├── BadInput                   400                       an input tensor: name, type, shape or value
 │   ├── BadTerms                   400                       terms that are unknown, ill-typed or contradictory
-│   └── BadCard                    422  FAILED_PRECONDITION  a card, goal or setting that does not validate
+│   ├── BadCard                    422  FAILED_PRECONDITION  a card, goal or setting that does not validate
+│   ├── WrongMethod                405  UNIMPLEMENTED        the route does not take this HTTP method
+│   └── WrongMedia                 415                       a media type or encoding that is not served
 ├── BodyTooLarge                   413  RESOURCE_EXHAUSTED   over the limit on bytes or rows
 ├── NotFound                       404  NOT_FOUND            no such goal, extension, version or route
 ├── Conflict                       409  ALREADY_EXISTS       the same name and version with other content
@@ -42,6 +44,7 @@ __all__ = [
     "Cancelled",
     "ClusterDown",
     "Conflict",
+    "ContractBroken",
     "DeadlineExceeded",
     "ExtensionBroken",
     "ExtensionRaised",
@@ -56,6 +59,8 @@ __all__ = [
     "StoreUnavailable",
     "TermsUnmet",
     "Unsure",
+    "WrongMedia",
+    "WrongMethod",
     "near",
 ]
 
@@ -80,6 +85,23 @@ class BadCard(BadRequest):
 
     status = 422
     grpc_status = "FAILED_PRECONDITION"
+
+
+class WrongMethod(BadRequest):
+    """The route exists, but not for this HTTP method. HTTP 405, gRPC UNIMPLEMENTED."""
+
+    status = 405
+    grpc_status = "UNIMPLEMENTED"
+
+
+class WrongMedia(BadRequest):
+    """A body in a media type or content encoding that is not served. HTTP 415, gRPC INVALID_ARGUMENT."""
+
+    status = 415
+
+
+class ContractBroken(BadCard):
+    """An extension failed the behaviour contract on its own sample rows. HTTP 422, gRPC FAILED_PRECONDITION."""
 
 
 class BodyTooLarge(FenixError):

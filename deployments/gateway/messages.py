@@ -17,7 +17,8 @@ class InferRequest:
 
     What is wanted is said in exactly one of three ways: `model` (a goal or an extension; `version` may narrow an
     extension), `sentence`, or `wanted` (feature types). `outputs` selects by name, empty means all;
-    `<name>.confidence` asks for the confidence per row as a tensor. `terms` are raw request parameters.
+    `<name>.confidence` asks for the confidence per row as a tensor. `terms` are raw request parameters. `types`
+    gives the feature type of inputs by name; without a goal it says what they are, otherwise it may stay empty.
     """
 
     inputs: Mapping[str, Array]
@@ -27,6 +28,7 @@ class InferRequest:
     wanted: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     terms: Mapping[str, Any] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
     id: str = ""
 
 

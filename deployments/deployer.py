@@ -1,0 +1,134 @@
+"""Deploying: from a source to an extension version that serves. Nothing gets traffic before it has started, held its
+contract and been measured; until then, and if any of that fails, whatever served before goes on serving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from deployments.applications import Installation, Report, delete, refuse, start
+from deployments.loading import describe
+from deployments.measure import ValidationSet, ends, load_validation, measure_accuracy, measure_latency, steps_to
+from deployments.registry import RegistryClient
+from deployments.serve_calls import ServeCalls
+from planner.batching import Batchers
+from planner.cards import Card, ExtensionId
+from planner.catalogue import Catalogue
+from planner.dispatch import Dispatcher
+from planner.errors import Conflict
+from planner.goals import Goal
+
+SEED = 20  # of the rows that the contract is tried on
+PROFILE_ROWS = (1, 16, 64)
+
+
+def deploy(
+    sources: Sequence[Card | str], goals: Sequence[Goal], installation: Installation, report: Report
+) -> tuple[Card, ...]:
+    """Deploys extensions and goals on the cluster this process is connected to; returns the cards as registered.
+
+    A source is a card, or what `deployments.loading.describe` reads. When this returns, the catalogue holds them
+    durably and every gateway is about to plan with them. Raises BadCard, with nothing changed, when one does not
+    start or breaks the contract; Conflict when its id is taken by something else.
+    """
+    return asyncio.run(_deploy(sources, goals, installation, report))
+
+
+def remove(extensions: Sequence[str], goals: Sequence[str], report: Report) -> None:
+    """Takes extensions and goals out of the catalogue, then ends their replicas. Raises NotFound."""
+    asyncio.run(_remove(extensions, goals, report))
+
+
+async def _deploy(
+    sources: Sequence[Card | str], goals: Sequence[Goal], installation: Installation, report: Report
+) -> tuple[Card, ...]:
+    registry = RegistryClient()
+    catalogue = await registry.catalogue()
+    cards = [source if isinstance(source, Card) else describe(source, {}) for source in sources]
+    for card in cards:
+        _check_new(card, catalogue)
+    validation = {goal.name: load_validation(goal) for goal in goals if goal.validation}
+    new = [card for card in cards if card.id not in catalogue.cards]
+    if new:
+        report(f"starting {len(new)} extensions")
+    started = await start(new, installation, report)
+    try:
+        refuse(started.failed)
+        cards = [await _probed(card, report) for card in cards]
+        tentative = _with(catalogue, cards, goals)
+        for goal in tentative.goals.values():
+            if goal.validation and goal.name not in validation:
+                validation[goal.name] = load_validation(goal)
+        measured = await _measured(tentative, [card.id for card in cards], validation, report)
+    except BaseException:
+        await delete(list(started.running))
+        raise
+    epoch = await registry.put(measured, goals)
+    report(f"registered {len(measured)} extensions and {len(goals)} goals (epoch {epoch})")
+    return tuple(measured)
+
+
+async def _remove(extensions: Sequence[str], goals: Sequence[str], report: Report) -> None:
+    registry = RegistryClient()
+    catalogue = await registry.catalogue()
+    ids = [catalogue.card(name).id for name in extensions]
+    epoch = await registry.remove(ids, goals)
+    report(f"removed {', '.join([*ids, *goals])} from the catalogue (epoch {epoch})")
+    await delete(ids)
+
+
+def _check_new(card: Card, catalogue: Catalogue) -> None:
+    known = catalogue.cards.get(card.id)
+    if known is not None and known.identity != card.identity:
+        raise Conflict(
+            f"extension {card.id} exists with other ports, source or options.",
+            hint="Give the new one another version, or remove the old one first.",
+        )
+
+
+def _with(catalogue: Catalogue, cards: Sequence[Card], goals: Sequence[Goal]) -> Catalogue:
+    return Catalogue.of(
+        [*catalogue.cards.values(), *cards], [*catalogue.goals.values(), *goals], epoch=catalogue.epoch + 1
+    )
+
+
+async def _probed(card: Card, report: Report) -> Card:
+    """The card with its measured latency, after the replica has run the contract on itself."""
+    calls = ServeCalls()
+    await calls.check(card.id, SEED)
+    sizes = [n for n in PROFILE_ROWS if n <= card.resources.max_batch_rows]
+    samples = {n: await calls.samples(card.id, n, SEED) for n in sizes}
+    profile = await measure_latency(card, samples, calls)
+    report(f"{card.id} holds its contract; {profile.fixed_ms:.2f} ms + {profile.per_row_ms:.4f} ms a row")
+    return card.but(profile=profile)
+
+
+async def _measured(
+    catalogue: Catalogue, new: Sequence[ExtensionId], validation: Mapping[str, ValidationSet], report: Report
+) -> list[Card]:
+    """The new cards with their accuracy on the first goal they can end; those early in a chain come first, because
+    the figures of later ones build on theirs."""
+    dispatcher = Dispatcher(Batchers(ServeCalls()), lambda id_: catalogue.cards.get(id_))
+    pairs = [
+        (card, goal)
+        for goal in catalogue.goals.values()
+        for card in (catalogue.cards[id_] for id_ in new)
+        if goal.name in validation and ends(card, goal)
+    ]
+    tries = sorted(pairs, key=lambda pair: steps_to(pair[0], pair[1], catalogue))
+    known = dict(catalogue.cards)
+    done: set[ExtensionId] = set()
+    for card, goal in tries:
+        if card.id in done:
+            continue
+        so_far = Catalogue.of(known.values(), catalogue.goals.values(), catalogue.epoch)
+        measured = await measure_accuracy(known[card.id], goal, validation[goal.name], so_far, dispatcher)
+        if measured is not None:
+            low, high = measured.accuracy.interval()
+            report(
+                f"{card.id} is right on {measured.accuracy.mean:.1%} of {goal.name}"
+                f" ({low:.1%} to {high:.1%}, {measured.accuracy.n_rows} rows)"
+            )
+            known[card.id] = measured
+            done.add(card.id)
+    return [known[id_] for id_ in new]

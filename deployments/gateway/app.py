@@ -1,0 +1,83 @@
+"""The gateway as a Serve deployment that owns its listening sockets: engine, HTTP, gRPC, and the catalogue followed.
+
+Serve starts, supervises and replaces it; requests do not pass through Serve's proxies. Several gateways on one
+machine share the ports (SO_REUSEPORT).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from ray import serve
+
+from deployments.applications import Installation
+from deployments.gateway.engine import Engine
+from deployments.gateway.server import serve_grpc, serve_http
+from deployments.registry import CatalogueFollower, RegistryClient
+from deployments.serve_calls import ServeCalls
+from planner.errors import FenixError
+
+APPLICATION = "gateway"
+PROFILES_EVERY_S = 5.0
+_DRAIN_S = 10.0
+_log = logging.getLogger("fenix.gateway")
+
+
+class Gateway:
+    """One gateway process."""
+
+    async def __init__(self, installation: Installation) -> None:  # type: ignore[misc]  # Serve awaits it
+        registry = RegistryClient()
+        self._registry = registry
+        self._engine = Engine(ServeCalls(), ready=lambda: self._follower.ready())
+        self._follower = CatalogueFollower(registry, self._engine.follow)
+        await self._follower.start()
+        host, limits = installation.host, installation.limits
+        self._http = await serve_http(self._engine, host, installation.http_port, limits)
+        self._grpc = await serve_grpc(self._engine, host, installation.grpc_port, limits)
+        self._telling = asyncio.get_running_loop().create_task(self._tell_profiles(), name="tell-profiles")
+
+    async def _tell_profiles(self) -> None:
+        """Passes latency profiles that live traffic has changed on to the catalogue."""
+        while True:
+            await asyncio.sleep(PROFILES_EVERY_S)
+            changed = self._engine.changed_profiles()
+            if changed:
+                try:
+                    await self._registry.profiles(changed)
+                except FenixError as error:
+                    _log.warning("latency profiles not stored: %s", error.text())
+
+    async def addresses(self) -> dict[str, int]:
+        """The ports this gateway listens on."""
+        return {"http": self._http.port, "grpc": self._grpc.port}
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces a gateway whose background work has died."""
+        for name, alive in (("catalogue follower", self._follower.ready()), ("profiles", not self._telling.done())):
+            if not alive:
+                raise RuntimeError(f"the gateway's {name} task has ended")
+
+    async def __del__(self) -> None:
+        """Called by Serve on shutdown: stops accepting, lets what is under way finish, closes."""
+        self._telling.cancel()
+        await asyncio.gather(self._http.stop(_DRAIN_S), self._grpc.stop(_DRAIN_S))
+        await self._follower.stop()
+
+
+def gateway(installation: Installation) -> Any:
+    """The gateway's Serve application."""
+    return (
+        serve.deployment(Gateway)
+        .options(
+            name="gateway",
+            num_replicas=installation.gateways,
+            ray_actor_options={"num_cpus": 0},
+            max_constructor_retry_count=3,
+            health_check_period_s=5,
+            graceful_shutdown_timeout_s=_DRAIN_S + 5,
+        )
+        .bind(installation)
+    )

@@ -1,0 +1,277 @@
+"""The engine: from a decoded request to an answer. Analyse, plan (or find the plan in the cache), dispatch.
+
+Lives in every gateway replica, so planning costs no hop. It knows neither HTTP nor gRPC nor Ray: the wires hand it
+`InferRequest`s and its calls go through `planner.calls`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from deployments.gateway.messages import Explanation, InferAnswer, InferRequest
+from planner.batching import Batchers
+from planner.calls import Calls
+from planner.cards import Card, ExtensionId, LatencyProfile
+from planner.catalogue import Catalogue
+from planner.direct import direct
+from planner.dispatch import Dispatcher
+from planner.errors import BadInput, BadRequest, DeadlineExceeded, NoPlan, NotFound, near
+from planner.features import Array, Feature, Port, Rows, check_rows, datatype_of, is_a
+from planner.goals import Goal, Objective, Terms
+from planner.intent import Analyser
+from planner.plan_cache import PlanCache
+from planner.plans import PlanRequest, PlanSet
+from planner.profiles import Profiles
+
+_CONFIDENCE = ".confidence"
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a request turned out to want."""
+
+    model: str
+    version: str
+    inputs: tuple[Port, ...]
+    wanted: tuple[Port, ...]
+    terms: Terms
+    objective: Objective
+    goal: str = ""
+    card: Card | None = None  # asked for by name: nothing to search
+    sureness: float = 1.0
+
+
+class Engine:
+    """Plans and runs requests over one catalogue, which `follow` replaces whenever it changes."""
+
+    def __init__(self, calls: Calls, ready: Callable[[], bool] = lambda: True) -> None:
+        self._profiles = Profiles()
+        self._batchers = Batchers(calls, self._profiles.observe)
+        self._dispatcher = Dispatcher(self._batchers, self._card)
+        self._plans = PlanCache()
+        self._catalogue = Catalogue()
+        self._analyser: Analyser | None = None
+        self._ready = ready
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The snapshot that requests are planned on."""
+        return self._catalogue
+
+    def follow(self, catalogue: Catalogue) -> None:
+        """Takes a new snapshot; requests under way keep theirs."""
+        self._catalogue = catalogue
+        self._analyser = None  # built again by the first sentence
+        self._batchers.keep_only(frozenset(catalogue.cards))
+
+    def ready(self) -> bool:
+        """Whether requests can be answered."""
+        return self._ready()
+
+    def changed_profiles(self) -> dict[ExtensionId, LatencyProfile]:
+        """Latency profiles that live traffic shows to differ from the cards'."""
+        return self._profiles.changed({id_: card.profile for id_, card in self._catalogue.cards.items()})
+
+    async def infer(self, request: InferRequest) -> InferAnswer:
+        """Plans and runs one request. Raises FenixError subclasses only; cancelling the task cancels the work."""
+        started_s = asyncio.get_running_loop().time()
+        target = self._target(request)
+        _check_inputs(request.inputs, target.inputs)
+        plans = self._plan(target, request.inputs)
+        deadline_ms = target.terms.deadline_ms
+        deadline_s = None if deadline_ms is None else started_s + deadline_ms / 1e3
+        answer = await self._dispatcher.dispatch(plans.best, request.inputs, deadline_s, plans.plans[1:])
+        if deadline_s is not None and asyncio.get_running_loop().time() > deadline_s:
+            raise DeadlineExceeded(f"the answer came after {deadline_ms:g} ms.", hint="Allow more time.")
+        confidence = min(
+            (float(rows.confidence.min()) for rows in answer.outputs.values() if rows.confidence is not None),
+            default=None,
+        )
+        parameters: dict[str, str | int | float | bool] = {"plan": answer.plan.id, "trace_id": secrets.token_hex(16)}
+        if confidence is not None:
+            parameters["confidence"] = confidence
+        parameters["flags"] = ",".join(sorted(answer.flags))
+        return InferAnswer(
+            model=target.model,
+            version=target.version,
+            id=request.id,
+            outputs=_chosen(answer.outputs, request.outputs),
+            parameters=parameters,
+            plan=answer.plan,
+            steps=answer.steps,
+        )
+
+    async def explain(self, request: InferRequest) -> Explanation:
+        """Plans one request without running it; without inputs, one row of each of the goal's inputs is meant."""
+        target = self._target(request)
+        if request.inputs:
+            _check_inputs(request.inputs, target.inputs)
+        return Explanation(target.goal, target.sureness, self._plan(target, request.inputs))
+
+    def _plan(self, target: _Target, inputs: Mapping[str, Array]) -> PlanSet:
+        ports = tuple(port for port in target.inputs if port.name in inputs) if inputs else target.inputs
+        n_rows = len(next(iter(inputs.values()))) if inputs else 1
+        if target.card is not None:
+            return direct(target.card, target.terms, n_rows, _kilo(inputs, ports), self._catalogue.epoch)
+        return self._plans.get_or_plan(
+            PlanRequest(
+                inputs=ports,
+                wanted=target.wanted,
+                terms=target.terms,
+                objective=target.objective,
+                n_rows=n_rows,
+                kilo=_kilo(inputs, ports),
+                goal=target.goal,
+            ),
+            self._catalogue,
+        )
+
+    def _target(self, request: InferRequest) -> _Target:
+        if request.model:
+            goal = self._catalogue.goals.get(request.model)
+            if goal is not None:
+                if request.version not in ("", goal.version):
+                    raise NotFound(f"goal {goal.name!r} has version {goal.version}, not {request.version!r}.")
+                return _goal_target(goal, request, 1.0)
+            return self._extension_target(request)
+        if request.sentence:
+            if self._analyser is None:
+                self._analyser = Analyser(self._catalogue)
+            found = self._analyser.analyse(request.sentence, request.inputs or None)
+            return _goal_target(self._catalogue.goal(found.goal), request, found.sureness)
+        if request.wanted:
+            return self._wanted_target(request)
+        raise BadRequest("the request names no goal.", hint="Give a goal or extension, a sentence, or wanted features.")
+
+    def _extension_target(self, request: InferRequest) -> _Target:
+        name, _, version = request.model.partition("@")
+        if request.version and version not in ("", request.version):
+            raise NotFound(f"extension {request.model!r} is asked for in version {request.version!r}.")
+        version = version or request.version
+        try:
+            card = self._catalogue.card(f"{name}@{version}" if version else name)
+        except NotFound as error:
+            if self._catalogue.versions(name):
+                raise
+            known = [*self._catalogue.goals, *{card.name for card in self._catalogue.cards.values()}]
+            raise NotFound(f"no goal or extension {request.model!r}.", hint=near(request.model, known)) from error
+        return _Target(
+            model=card.name,
+            version=card.version,
+            inputs=card.inputs,
+            wanted=card.outputs,
+            terms=Terms.parse(request.terms),
+            objective=Objective(),
+            card=card,
+        )
+
+    def _wanted_target(self, request: InferRequest) -> _Target:
+        """A goal made on the spot: the wanted types, from the inputs as the request types them."""
+        inputs = tuple(
+            Port(name, self._feature_of(name, values, request.types.get(name, "")))
+            for name, values in request.inputs.items()
+        )
+        if not inputs:
+            raise BadInput("there are no inputs.", hint="Give at least one tensor, so that its type is known.")
+        return _Target(
+            model="",
+            version="",
+            inputs=inputs,
+            wanted=tuple(self._port_of_type(type_) for type_ in dict.fromkeys(request.wanted)),
+            terms=Terms.parse(request.terms),
+            objective=Objective(),
+        )
+
+    def _feature_of(self, name: str, values: Array, type_: str) -> Feature:
+        """The feature of an input that comes without a goal: by the type it states, or by its name."""
+        spec = Feature(type_ or "unknown", datatype_of(values), values.shape[1:])
+        if type_:
+            return spec
+        ports = [port for goal in self._catalogue.goals.values() for port in goal.inputs]
+        ports += [port for card in self._catalogue.cards.values() for port in card.inputs if port.many == 1]
+        fitting = dict.fromkeys(
+            port.feature.type
+            for port in ports
+            if port.name == name and port.feature.accepts(replace(spec, type=port.feature.type))
+        )
+        if len(fitting) == 1:
+            return replace(spec, type=next(iter(fitting)))
+        found = f"could be {' or '.join(fitting)}" if fitting else "has the name and shape of no known feature"
+        raise BadInput(f"input {name!r} {found}.", hint="State its feature type in the tensor's `type`.")
+
+    def _port_of_type(self, type_: str) -> Port:
+        """The wanted type with the tensor spec that most extensions give it."""
+        given = Counter(
+            port.feature
+            for card in self._catalogue.cards.values()
+            for port in card.outputs
+            if is_a(port.feature.type, type_)
+        )
+        if not given:
+            known = {port.feature.type for card in self._catalogue.cards.values() for port in card.outputs}
+            raise NoPlan(f"nothing produces `{type_}`.", hint=near(type_, known))
+        return Port(type_.rpartition("/")[2], replace(given.most_common(1)[0][0], type=type_))
+
+    def _card(self, extension: ExtensionId) -> Card | None:
+        return self._catalogue.cards.get(extension)
+
+
+def _goal_target(goal: Goal, request: InferRequest, sureness: float) -> _Target:
+    return _Target(
+        model=goal.name,
+        version=goal.version,
+        inputs=goal.inputs,
+        wanted=goal.outputs,
+        terms=Terms.parse(request.terms, goal.terms),
+        objective=goal.objective,
+        goal=goal.name,
+        sureness=sureness,
+    )
+
+
+def _check_inputs(inputs: Mapping[str, Array], ports: tuple[Port, ...]) -> None:
+    """Raises BadInput unless every input has a port, fits it, and all have the same number of rows."""
+    by_name = {port.name: port for port in ports}
+    n_rows = None
+    for name, values in inputs.items():
+        port = by_name.get(name)
+        if port is None:
+            raise BadInput(f"there is no input {name!r}.", hint=near(name, by_name))
+        feature = port.feature
+        if port.many > 1:
+            feature = replace(feature, shape=(-1, *feature.shape))
+        check_rows(name, values, feature, n_rows)
+        n_rows = len(values)
+    if not inputs:
+        raise BadInput("there are no inputs.", hint=f"It takes {', '.join(map(str, by_name))}.")
+
+
+def _kilo(inputs: Mapping[str, Array], ports: tuple[Port, ...]) -> float:
+    """Thousands of elements in one row, over the inputs whose size is free."""
+    if not any(-1 in port.feature.shape for port in ports):
+        return 0.0
+    sizes = (inputs[p.name].size / len(inputs[p.name]) for p in ports if -1 in p.feature.shape and p.name in inputs)
+    return sum(sizes) / 1e3
+
+
+def _chosen(outputs: Mapping[str, Rows], names: tuple[str, ...]) -> Mapping[str, Rows]:
+    """The outputs asked for by name, all of them when none is; `<name>.confidence` is a tensor of its own."""
+    if not names:
+        return outputs
+    chosen = {}
+    for name in names:
+        base = name.removesuffix(_CONFIDENCE)
+        rows = outputs.get(name) or outputs.get(base)
+        if rows is None:
+            raise BadRequest(f"there is no output {name!r}.", hint=near(name, outputs))
+        if name in outputs:
+            chosen[name] = rows
+        elif rows.confidence is None:
+            raise BadRequest(f"output {base!r} comes without a confidence.", hint="Leave it out of `outputs`.")
+        else:
+            chosen[name] = Rows(rows.confidence)
+    return chosen

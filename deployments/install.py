@@ -1,0 +1,35 @@
+"""What a fresh cluster needs before it can serve: the catalogue actor, the gateway, and all that the catalogue holds
+from before."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ray import serve
+
+from deployments.applications import Installation, Report, start
+from deployments.gateway.app import APPLICATION, gateway
+from deployments.registry import RegistryClient, start_catalogue
+
+
+def install(installation: Installation, report: Report) -> None:
+    """Installs Fenix on the Ray cluster this process is connected to, where Serve runs without proxies.
+
+    Extensions in the catalogue are started again; one that does not start is reported and left out of Serve, its
+    card stays. When this returns the gateway answers.
+    """
+    start_catalogue(installation.database_url)
+    report("catalogue open")
+    asyncio.run(_restore(installation, report))
+    report("starting the gateway")
+    serve.run(gateway(installation), name=APPLICATION, route_prefix=None)
+
+
+async def _restore(installation: Installation, report: Report) -> None:
+    catalogue = await RegistryClient().catalogue()
+    if not catalogue.cards:
+        return
+    report(f"starting {len(catalogue.cards)} extensions from the catalogue")
+    started = await start(list(catalogue.cards.values()), installation, report)
+    for id_, why in started.failed.items():
+        report(f"{id_} did not start: {why}")

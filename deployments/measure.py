@@ -1,0 +1,160 @@
+"""What a new extension version is worth: its latency as the gateway will see it, its accuracy on a goal's
+validation set. Measured before the version gets traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from planner.calls import Calls
+from planner.cards import Accuracy, Card, Evidence, LatencyProfile, Threshold
+from planner.catalogue import Catalogue
+from planner.dispatch import Dispatcher
+from planner.errors import BadCard, NoPlan
+from planner.features import Array, Rows
+from planner.goals import Goal, Terms
+from planner.plans import Plan, PlanRequest
+from planner.search import plan
+
+TIMEOUT_S = 60.0
+CHUNK_ROWS = 512
+COVERAGES = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationSet:
+    """Rows with truth for one goal. `inputs` and `truth` hold an array (n_rows, ...) per port name."""
+
+    inputs: Mapping[str, Array]
+    truth: Mapping[str, Array]
+    digest: str
+
+    @property
+    def n_rows(self) -> int:
+        return len(next(iter(self.truth.values())))
+
+
+def load_validation(goal: Goal) -> ValidationSet:
+    """Reads the goal's `.npz` file; never unpickles. Raises BadCard when it is missing, damaged or does not fit."""
+    path = Path(goal.validation)
+    try:
+        content = path.read_bytes()
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise BadCard(f"goal {goal.name}: validation set {path} cannot be read ({error}).") from None
+    wanted = [port.name for port in (*goal.inputs, *goal.outputs)]
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise BadCard(f"goal {goal.name}: validation set {path} has no array {', '.join(missing)}.")
+    if len({len(arrays[name]) for name in wanted}) != 1 or len(arrays[wanted[0]]) == 0:
+        raise BadCard(f"goal {goal.name}: the arrays of {path} need the same number of rows, at least one.")
+    return ValidationSet(
+        {port.name: arrays[port.name] for port in goal.inputs},
+        {port.name: arrays[port.name] for port in goal.outputs},
+        hashlib.sha256(content).hexdigest()[:16],
+    )
+
+
+async def measure_latency(card: Card, samples: Mapping[int, Mapping[str, Array]], calls: Calls) -> LatencyProfile:
+    """The profile seen from a caller: `samples` holds rows per batch size, each run a few times, one at a time."""
+    loop = asyncio.get_running_loop()
+    sizes, medians, ratios = [], [], []
+    for n_rows, rows in sorted(samples.items()):
+        took_ms = []
+        for _ in range(9):
+            started_s = loop.time()
+            await calls.infer(card.id, {port: [values] for port, values in rows.items()}, TIMEOUT_S)
+            took_ms.append((loop.time() - started_s) * 1e3)
+        warm = took_ms[2:]  # the first calls open connections and fill caches
+        sizes.append(n_rows)
+        medians.append(float(np.median(warm)))
+        ratios.append(max(warm) / medians[-1])
+    per_row_ms = max(0.0, float(np.polyfit(sizes, medians, 1)[0])) if len(sizes) > 1 else 0.0
+    fixed_ms = max(0.0, float(np.median(np.array(medians) - per_row_ms * np.array(sizes))))
+    return LatencyProfile(fixed_ms, per_row_ms, p99_ratio=float(np.median(ratios)), n_calls=7 * len(sizes))
+
+
+def ends(card: Card, goal: Goal) -> bool:
+    """Whether the extension gives one of the goal's outputs, so that it can be measured there. A combiner cannot: it
+    is worth what it combines."""
+    if any(port.many > 1 for port in card.inputs):
+        return False
+    return any(wanted.feature.accepts(port.feature) for wanted in goal.outputs for port in card.outputs)
+
+
+def steps_to(card: Card, goal: Goal, catalogue: Catalogue) -> int:
+    """How many steps the best plan for `goal` through `card` has; 0 when there is none."""
+    found = _plan_through(card, goal, catalogue)
+    return 0 if found is None else len(found.steps)
+
+
+def _plan_through(card: Card, goal: Goal, catalogue: Catalogue) -> Plan | None:
+    request = PlanRequest(
+        inputs=goal.inputs, wanted=goal.outputs, terms=Terms(), objective=goal.objective, must_use=card.id
+    )
+    try:
+        return next((p for p in plan(request, catalogue, k=3).plans if p.kind == "graph"), None)
+    except NoPlan:
+        return None
+
+
+async def measure_accuracy(
+    card: Card, goal: Goal, data: ValidationSet, catalogue: Catalogue, dispatcher: Dispatcher
+) -> Card | None:
+    """The card with accuracy, thresholds and evidence from the best plan for `goal` that ends in it.
+
+    The accuracy is the extension's own: what the plan got right, divided by what the steps before it let through.
+    None when no plan for the goal uses the extension.
+    """
+    best = _plan_through(card, goal, catalogue)
+    if best is None:
+        return None
+    correct, confidence = [], []
+    for start in range(0, data.n_rows, CHUNK_ROWS):
+        rows = {name: values[start : start + CHUNK_ROWS] for name, values in data.inputs.items()}
+        answer = await dispatcher.dispatch(best, rows, asyncio.get_running_loop().time() + TIMEOUT_S)
+        truth = {name: values[start : start + CHUNK_ROWS] for name, values in data.truth.items()}
+        correct.append(right_rows(answer.outputs, truth))
+        confidence.append(next(iter(answer.outputs.values())).confidence)
+    right = np.concatenate(correct)
+    given = [c for c in confidence if c is not None]
+    sure = np.concatenate(given) if len(given) == len(confidence) else None
+    before = np.prod([catalogue.cards[id_].accuracy.mean for id_ in best.extensions() if id_ != card.id])
+    return card.but(
+        accuracy=Accuracy(min(1.0, float(right.mean()) / max(float(before), 1e-9)), len(right)),
+        thresholds=() if sure is None else risk_coverage(right, sure),
+        evidence=Evidence.of(data.digest, right, sure),
+    )
+
+
+def right_rows(outputs: Mapping[str, Rows], truth: Mapping[str, Array]) -> Array:
+    """Which rows are right in every output, boolean (n_rows,).
+
+    Whole numbers, booleans and bytes have to be equal; floats to lie within a tenth of the truth's standard deviation.
+    """
+    right = np.ones(len(next(iter(truth.values()))), dtype=bool)
+    for name, expected in truth.items():
+        given = outputs[name].values
+        if expected.dtype.kind == "f":
+            close = np.abs(given - expected) <= 0.1 * max(float(expected.std()), 1e-6)
+        else:
+            close = given == expected
+        right &= close.reshape(len(right), -1).all(axis=1)
+    return right
+
+
+def risk_coverage(right: Array, confidence: Array) -> tuple[Threshold, ...]:
+    """Points of the risk-coverage curve at fixed coverages, from boolean `right` and float `confidence` (n_rows,)."""
+    points = {}
+    for coverage in COVERAGES:
+        threshold = float(np.quantile(confidence, 1.0 - coverage))
+        kept = confidence >= threshold
+        points[round(threshold, 4)] = Threshold(threshold, float(kept.mean()), float(right[kept].mean()))
+    return tuple(points.values())
