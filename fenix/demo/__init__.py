@@ -1,0 +1,12 @@
+"""The demo: a network of small models on real data, and the story that `make demo` tells with it.
+
+data.py      handwritten digits, wines, tumours: train, validation and held-out parts
+digits.py    the functions and rules of the digits network
+tables.py    the functions of the tabular networks
+network.py   the torch module
+fitting.py   fits the models
+training.py  the cards of the models; saves, registers and prices them
+goals.py     what clients can ask for, and with which data it is measured
+story.py     what the demo shows, step by step
+__main__.py  brings the cluster up, tells the story, takes it down
+"""

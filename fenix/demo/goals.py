@@ -1,0 +1,94 @@
+"""What clients of the demo can ask for, and what each answer is worth.
+
+Costs are CPU milliseconds per row. An objective turns a wrong answer into the same unit: `accuracy / cost` is what
+one costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fenix.demo import data, digits, tables
+from fenix.demo.data import SEED, Part, Split
+from planner.features import Array, Port
+from planner.goals import Goal, Objective, Terms
+
+READ_DIGIT = Goal(
+    name="read-digit",
+    inputs=(Port("image", digits.IMAGE),),
+    outputs=(Port("digit", digits.DIGIT),),
+    description="Read the handwritten digit in an image as accurately as possible.",
+    examples=("which digit is this", "what number has been written here", "recognise a scanned digit"),
+    terms=Terms(deadline_ms=5_000.0),
+    objective=Objective(accuracy=20.0),
+)
+SKIM_DIGITS = Goal(
+    name="skim-digits",
+    inputs=READ_DIGIT.inputs,
+    outputs=READ_DIGIT.outputs,
+    description="Skim through piles of handwritten digits at the lowest cost, where a slip now and then is fine.",
+    examples=("skim these digits cheaply", "roughly sort a pile of scanned numbers", "lowest cost bulk reading"),
+    terms=Terms(deadline_ms=10_000.0),
+    objective=Objective(accuracy=1.0, latency=0.0, cost=1.0),
+)
+TELL_PARITY = Goal(
+    name="tell-parity",
+    inputs=READ_DIGIT.inputs,
+    outputs=(Port("parity", digits.PARITY),),
+    description="Tell whether the handwritten digit in an image is even or odd.",
+    examples=("is this number even or odd", "parity of the digit in the picture"),
+    terms=Terms(deadline_ms=5_000.0),
+    objective=Objective(accuracy=20.0),
+)
+IDENTIFY_WINE = Goal(
+    name="identify-wine",
+    inputs=(Port("analysis", tables.ANALYSIS),),
+    outputs=(Port("cultivar", tables.CULTIVAR),),
+    description="Identify the cultivar of a wine from its chemical analysis.",
+    examples=("which grape is this wine made from", "classify a wine by alcohol, acid and colour"),
+    objective=Objective(accuracy=20.0),
+)
+SCREEN_TUMOUR = Goal(
+    name="screen-tumour",
+    inputs=(Port("nuclei", tables.NUCLEI),),
+    outputs=(Port("tumour", tables.TUMOUR),),
+    description="Tell a malignant breast tumour (0) from a benign one (1) by measurements of cell nuclei.",
+    examples=("is this tumour malignant", "screen a biopsy for breast cancer"),
+    terms=Terms(tags=frozenset({"medical"})),
+    objective=Objective(accuracy=20.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A goal and the data that belong to it: one input, and the labels as its one output."""
+
+    goal: Goal
+    split: Split
+
+    def inputs(self, part: Part) -> dict[str, Array]:
+        """Rows by input port, as a request brings them."""
+        return {self.goal.inputs[0].name: part.x}
+
+    def truth(self, part: Part) -> dict[str, Array]:
+        """The right answers by output port."""
+        return {self.goal.outputs[0].name: part.y}
+
+    def validated(self, folder: Path) -> Goal:
+        """The goal with its validation rows written into `folder`."""
+        rows = {**self.inputs(self.split.validation), **self.truth(self.split.validation)}
+        return replace(self.goal, validation=str(data.write_rows(folder / f"{self.goal.name}.npz", rows)))
+
+
+def tasks(seed: int = SEED) -> tuple[Task, ...]:
+    """Every goal of the demo with its data."""
+    scans = data.digits(seed)
+    odd = Split(*(Part(part.x, part.y % 2) for part in (scans.train, scans.validation, scans.held_out)))
+    return (
+        Task(READ_DIGIT, scans),
+        Task(SKIM_DIGITS, scans),
+        Task(TELL_PARITY, odd),
+        Task(IDENTIFY_WINE, data.wines(seed)),
+        Task(SCREEN_TUMOUR, data.tumours(seed)),
+    )
