@@ -95,7 +95,10 @@ class Replica:
             report = await self._on_thread(lambda: check_contract(self._extension, rng))
         except FenixError as error:
             return error.with_traceback(None)
-        return None if report.ok else ContractBroken(f"{self._card.id} breaks its contract: {report.summary()}")
+        if report.passed:
+            return None
+        broken = " ".join(f"{check.name}: {check.reason}" for check in report.failures)
+        return ContractBroken(f"{self._card.id} does not behave as an extension must. {broken}")
 
     async def samples(self, n_rows: int, seed: int) -> dict[str, Array]:
         """Sample rows as the extension makes them."""

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from planner.batching import Batcher, BatchLimits, Done
+from planner.calls import Produced
+from planner.cards import ExtensionId
+from planner.errors import BadInput, ExtensionRaised, ExtensionTimeout, Overloaded
+from planner.features import Array
+from tests.planner.doubles import PacedCalls, Work, failing, plus
+
+NAME = ExtensionId("plus@1")
+FAR_S = 1e9
+
+
+def batcher(work: Work, **limits: int) -> tuple[Batcher, PacedCalls]:
+    calls = PacedCalls({NAME: work})
+    return Batcher(NAME, calls, BatchLimits(**limits), lambda extension, n_rows, took_ms: None), calls
+
+
+def numbers(*values: float) -> dict[str, Array]:
+    return {"x": np.array(values, np.float32)}
+
+
+async def submit(queue: Batcher, *values: float, until_s: float = FAR_S) -> list[float]:
+    done = await queue.submit(numbers(*values), len(values), until_s)
+    return np.asarray(done.outputs["y"].values).tolist()
+
+
+async def settle() -> None:
+    """Lets every task run until it waits for something."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_a_lone_request_to_an_idle_extension_goes_at_once() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(1))
+        assert await submit(queue, 1.0) == [2.0]
+        assert calls.batches == [(NAME, 1)]
+
+    asyncio.run(scenario())
+
+
+def test_what_arrives_while_all_slots_are_taken_travels_as_one_batch_and_everyone_gets_his_own_rows() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(1), max_in_flight=1)
+        calls.gate.clear()
+        waiting = [asyncio.create_task(submit(queue, float(i), float(-i))) for i in range(5)]
+        await settle()
+        calls.gate.set()
+        assert await asyncio.gather(*waiting) == [[i + 1.0, -i + 1.0] for i in range(5)]
+        assert calls.batches == [(NAME, 2), (NAME, 8)]
+
+    asyncio.run(scenario())
+
+
+def test_no_more_calls_are_under_way_than_allowed_and_no_batch_is_larger_than_allowed() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_in_flight=2, max_rows=4)
+        calls.gate.clear()
+        waiting = [asyncio.create_task(submit(queue, float(i))) for i in range(30)]
+        await settle()
+        assert calls.under_way == 2
+        calls.gate.set()
+        await asyncio.gather(*waiting)
+        assert calls.most_under_way == 2
+        assert max(n_rows for _, n_rows in calls.batches) == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_request_larger_than_a_batch_is_cut_and_comes_back_whole_and_in_order() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(1), max_rows=3)
+        values = [float(i) for i in range(20)]
+        assert await submit(queue, *values) == [v + 1 for v in values]
+        assert max(n_rows for _, n_rows in calls.batches) == 3
+
+    asyncio.run(scenario())
+
+
+def test_rows_of_different_shapes_never_share_a_batch() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_in_flight=1)
+        calls.gate.clear()
+        shapes = [(1,), (1, 2), (1, 2), (1, 3)]
+        waiting = [asyncio.create_task(queue.submit({"x": np.ones(shape, np.float32)}, 1, FAR_S)) for shape in shapes]
+        await settle()
+        calls.gate.set()
+        sums = [float(np.asarray(done.outputs["y"].values)[0]) for done in await asyncio.gather(*waiting)]
+        assert sums == [1.0, 2.0, 2.0, 3.0]
+        assert [n_rows for _, n_rows in calls.batches] == [1, 2, 1]
+
+    asyncio.run(scenario())
+
+
+def test_one_guilty_request_fails_alone_and_its_neighbours_are_answered() -> None:
+    def refuses_negatives(rows: dict[str, Array]) -> Mapping[str, Produced]:
+        if (rows["x"] < 0).any():
+            raise ExtensionRaised("negative")
+        return plus(1)(rows)
+
+    async def scenario() -> None:
+        queue, calls = batcher(refuses_negatives, max_in_flight=1)
+        calls.gate.clear()
+        first = asyncio.create_task(submit(queue, 0.0))
+        await settle()
+        waiting = [asyncio.create_task(submit(queue, float(v))) for v in (1, 2, -3, 4, 5, 6, 7)]
+        await settle()
+        calls.gate.set()
+        await first
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(answers[2], ExtensionRaised)
+        assert [a for i, a in enumerate(answers) if i != 2] == [[2.0], [3.0], [5.0], [6.0], [7.0], [8.0]]
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses_at_once_with_a_typed_error() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_in_flight=1, max_waiting_rows=3)
+        calls.gate.clear()
+        waiting = [asyncio.create_task(submit(queue, float(i))) for i in range(4)]
+        await settle()
+        with pytest.raises(Overloaded, match="3 rows waiting"):
+            await submit(queue, 9.0)
+        calls.gate.set()
+        assert len(await asyncio.gather(*waiting)) == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_request_is_given_up_at_its_deadline_while_the_batch_goes_on_for_others() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0))
+        calls.gate.clear()
+        soon_s = asyncio.get_running_loop().time() + 0.01
+        hurried, patient = submit(queue, 1.0, until_s=soon_s), asyncio.create_task(submit(queue, 2.0))
+        with pytest.raises(ExtensionTimeout):
+            await hurried
+        calls.gate.set()
+        assert await patient == [2.0]
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_request_leaves_the_queue_and_is_never_run() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_in_flight=1)
+        calls.gate.clear()
+        first = asyncio.create_task(submit(queue, 1.0))
+        gone = asyncio.create_task(submit(queue, 2.0))
+        last = asyncio.create_task(submit(queue, 3.0))
+        await settle()
+        gone.cancel()
+        await settle()
+        calls.gate.set()
+        assert (await first, await last) == ([1.0], [3.0])
+        assert calls.batches == [(NAME, 1), (NAME, 1)]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("error", [BadInput("no"), ValueError("a bug")])
+def test_whatever_a_call_raises_reaches_the_caller_typed(error: Exception) -> None:
+    async def scenario() -> Done:
+        queue, _ = batcher(failing(error))
+        return await queue.submit(numbers(1.0), 1, FAR_S)
+
+    with pytest.raises(BadInput if isinstance(error, BadInput) else ExtensionRaised):
+        asyncio.run(scenario())

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from planner.batching import Batchers
+from planner.calls import Produced
+from planner.cards import Card
+from planner.dispatch import Dispatcher
+from planner.errors import BadInput, DeadlineExceeded, ExtensionRaised, ExtensionUnavailable, StepFailed
+from planner.features import Array
+from planner.plans import REQUEST, Answer, Guard, Plan, Prediction, StepId
+from tests.planner.doubles import PacedCalls, Work, bind, card, failing, plan_of, plus, step
+from tests.planner.test_batching import settle
+
+X = np.array([1, 2, 3, 4], np.float32)
+
+
+class Bench:
+    """A dispatcher over functions, all of them deployed."""
+
+    def __init__(self, work: Mapping[str, Work], cards: Sequence[Card] = ()) -> None:
+        self.calls = PacedCalls({f"{name}@1": function for name, function in work.items()})
+        known = {c.id: c for c in cards} or {c.id: c for c in map(card, work)}
+        self.dispatcher = Dispatcher(Batchers(self.calls), known.get)
+
+    async def run(self, plan: Plan, **arguments: object) -> Answer:
+        return await self.dispatcher.dispatch(plan, {"x": X}, **arguments)  # type: ignore[arg-type]
+
+
+def dispatch(work: Mapping[str, Work], plan: Plan, alternatives: Sequence[Plan] = ()) -> Answer:
+    async def scenario() -> Answer:
+        return await Bench(work).run(plan, alternatives=alternatives)
+
+    return asyncio.run(scenario())
+
+
+def values(answer: Answer) -> list[float]:
+    return answer.outputs["y"].values.tolist()
+
+
+def low_below(limit: float) -> Work:
+    """plus(0), unsure of every row below `limit`."""
+    return plus(0, lambda y: np.where(y < limit, 0.1, 0.9).astype(np.float32))
+
+
+def test_a_chain_runs_in_order_and_every_step_is_recorded() -> None:
+    answer = dispatch({"a": plus(1), "b": plus(10)}, plan_of(step(0, "a"), step(1, "b")))
+    assert values(answer) == [12, 13, 14, 15]
+    assert [record.extension for record in answer.steps] == ["a@1", "b@1"]
+    assert answer.flags == frozenset()
+
+
+def test_independent_steps_run_at_the_same_time() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(1), "b": plus(2), "join": plus(0)}, [card("a"), card("b"), card("join", ("l", "r"))])
+        bench.calls.gate.clear()
+        left, right = (step(i, name, bind("x", (REQUEST, "x"))) for i, name in enumerate("ab"))
+        plan = plan_of(left, right, step(2, "join", bind("l", (0, "y")), bind("r", (1, "y"))))
+        running = asyncio.create_task(bench.run(plan))
+        await settle()
+        assert sorted(name for name, _ in bench.calls.batches) == ["a@1", "b@1"]
+        bench.calls.gate.set()
+        assert values(await running) == [5, 7, 9, 11]
+
+    asyncio.run(scenario())
+
+
+def test_a_cascade_sends_only_unsure_rows_on_and_rejoins_them_in_place() -> None:
+    cheap = step(0, "cheap")
+    dear = step(1, "dear", bind("x", (REQUEST, "x")), guard=Guard(StepId(0), 0.5))
+    plan = plan_of(cheap, dear, output=bind("y", (0, "y"), (1, "y")))
+    answer = dispatch({"cheap": low_below(3), "dear": plus(100)}, plan)
+    assert values(answer) == [101, 102, 3, 4]
+    assert [record.n_rows for record in answer.steps] == [4, 2]
+
+
+def test_a_cascade_that_is_sure_of_every_row_never_calls_the_dear_branch() -> None:
+    plan = plan_of(
+        step(0, "cheap"),
+        step(1, "dear", bind("x", (REQUEST, "x")), guard=Guard(StepId(0), 0.5)),
+        output=bind("y", (0, "y"), (1, "y")),
+    )
+    answer = dispatch({"cheap": low_below(0), "dear": failing(AssertionError("called"))}, plan)
+    assert values(answer) == [1, 2, 3, 4]
+
+
+def test_a_guarded_branch_of_two_steps_and_a_second_guard_inside_it_keep_rows_apart() -> None:
+    first, second = Guard(StepId(0), 0.5), Guard(StepId(2), 0.5)
+    plan = plan_of(
+        step(0, "cheap"),
+        step(1, "prepare", bind("x", (REQUEST, "x")), guard=first),
+        step(2, "middle", bind("x", (1, "y")), guard=first),
+        step(3, "dear", bind("x", (1, "y")), guard=second),
+        output=bind("y", (0, "y"), (2, "y"), (3, "y")),
+    )
+    work = {"cheap": low_below(4), "prepare": plus(10), "middle": low_below(12), "dear": plus(1000)}
+    assert values(dispatch(work, plan)) == [1011, 12, 13, 4]
+
+
+def test_a_step_after_a_cascade_sees_the_rejoined_rows() -> None:
+    plan = plan_of(
+        step(0, "cheap"),
+        step(1, "dear", bind("x", (REQUEST, "x")), guard=Guard(StepId(0), 0.5)),
+        step(2, "after", bind("x", (0, "y"), (1, "y"))),
+    )
+    assert values(dispatch({"cheap": low_below(3), "dear": plus(100), "after": plus(0.5)}, plan)) == [
+        101.5,
+        102.5,
+        3.5,
+        4.5,
+    ]
+
+
+def test_a_combiner_gets_its_sources_stacked_on_axis_one() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def combine(rows: dict[str, Array]) -> Mapping[str, Produced]:
+        seen.append(rows["votes"].shape)
+        return {"y": Produced(rows["votes"].max(axis=1))}
+
+    votes = [bind("votes", (i, "y")) for i in range(3)]
+    ways = [step(i, name, bind("x", (REQUEST, "x"))) for i, name in enumerate("abc")]
+    answer = dispatch(
+        {"a": plus(1), "b": plus(5), "c": plus(3), "vote": combine}, plan_of(*ways, step(3, "vote", *votes))
+    )
+    assert seen == [(4, 3)]
+    assert values(answer) == [6, 7, 8, 9]
+
+
+def test_confidence_is_inherited_as_the_least_of_the_inputs_unless_a_step_judges_itself() -> None:
+    answer = dispatch({"a": low_below(3), "b": plus(0)}, plan_of(step(0, "a"), step(1, "b")))
+    sure = answer.outputs["y"].confidence
+    assert sure is not None
+    assert sure.tolist() == pytest.approx([0.1, 0.1, 0.9, 0.9])
+
+
+def test_a_failing_step_falls_back_to_the_next_extension_with_the_same_ports_and_says_so() -> None:
+    work = {"a": failing(ExtensionRaised("a@1 raised KeyError: 'x'")), "spare": plus(7)}
+    answer = dispatch(work, plan_of(step(0, "a", fallbacks=["spare"])))
+    assert values(answer) == [8, 9, 10, 11]
+    assert answer.flags == {"fallback"}
+    assert "KeyError" in answer.steps[0].note
+
+
+def test_when_a_step_and_its_fallbacks_fail_the_next_plan_without_the_guilty_one_answers_degraded() -> None:
+    work = {"a": failing(ExtensionUnavailable("gone")), "b": plus(1), "c": plus(2)}
+    best, same, other = (
+        plan_of(step(0, "a"), accuracy=0.9),
+        plan_of(step(0, "b"), step(1, "a"), accuracy=0.9, id_="same"),
+        plan_of(step(0, "c"), accuracy=0.8, id_="other"),
+    )
+    answer = dispatch(work, best, [best, same, other])
+    assert values(answer) == [3, 4, 5, 6]
+    assert answer.plan.id == "other"
+    assert answer.flags == {"fallback", "degraded"}
+
+
+def test_when_everything_fails_the_last_failure_is_raised() -> None:
+    with pytest.raises(StepFailed, match="gone"):
+        dispatch({"a": failing(ExtensionUnavailable("gone"))}, plan_of(step(0, "a")))
+
+
+def test_rows_that_the_extension_calls_bad_are_the_clients_fault_and_no_fallback_is_tried() -> None:
+    work = {"a": failing(BadInput("row 0 is no digit")), "spare": failing(AssertionError("called"))}
+    with pytest.raises(BadInput):
+        dispatch(work, plan_of(step(0, "a", fallbacks=["spare"])))
+
+
+def test_a_failure_in_one_branch_cancels_the_other_and_is_raised_as_it_is() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(0), "b": failing(ExtensionRaised("b failed")), "join": plus(0)})
+        left, right = (step(i, name, bind("x", (REQUEST, "x"))) for i, name in enumerate("ab"))
+        await bench.run(plan_of(left, right, step(2, "join", bind("l", (0, "y")), bind("r", (1, "y")))))
+
+    with pytest.raises(ExtensionRaised, match="b failed"):
+        asyncio.run(scenario())
+
+
+def test_the_deadline_of_the_request_ends_it_with_its_own_error() -> None:
+    async def scenario() -> None:
+        bench = Bench({"slow": plus(0)})
+        bench.calls.gate.clear()
+        await bench.run(plan_of(step(0, "slow")), deadline_s=asyncio.get_running_loop().time() + 0.01)
+
+    with pytest.raises(DeadlineExceeded):
+        asyncio.run(scenario())
+
+
+def test_a_plan_without_steps_hands_the_input_back() -> None:
+    plan = Plan("none", (), (bind("y", (REQUEST, "x")),), Prediction(0.0, 0.0, 0.0, 1.0), 0.0)
+    assert values(dispatch({"a": plus(0)}, plan)) == X.tolist()
+
+
+def test_an_extension_removed_while_the_request_runs_is_unavailable() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(0)}, [card("other")])
+        await bench.run(plan_of(step(0, "a")))
+
+    with pytest.raises(ExtensionUnavailable, match="removed"):
+        asyncio.run(scenario())
