@@ -1,0 +1,359 @@
+"""Everything over HTTP that is not the V2 infer route: health, metadata, `/v1` and the OpenAPI document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+from deployments.gateway.codec import check_names, check_rows_agree, check_shape, decode_inputs, encode_error
+from deployments.gateway.http import error_headers, internal_error
+from deployments.gateway.limits import Limits
+from deployments.gateway.messages import Engine, InferRequest
+from deployments.gateway.metadata import (
+    PROTOCOL_EXTENSIONS,
+    SERVER_NAME,
+    all_models,
+    find_model,
+    server_version,
+)
+from deployments.gateway.schemas import (
+    AnswerBody,
+    CatalogueInfo,
+    ErrorBody,
+    ExplanationInfo,
+    ExtensionInfo,
+    Extensions,
+    GoalInfo,
+    Goals,
+    IndexEntry,
+    IndexRequest,
+    InferBody,
+    Inference,
+    InferenceReply,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    NotReady,
+    PlanBody,
+    ServerMetadata,
+    Spec,
+    Tensor,
+    TermsBody,
+)
+from planner.errors import BadInput, BadRequest, BodyTooLarge, FenixError, NotFound
+from planner.features import DATATYPES, Array
+
+_MEANING = {
+    400: "The request is wrong; sending it again fails again.",
+    404: "No such goal, extension, version or route.",
+    405: "The route does not take this method.",
+    413: "Over the limit on bytes or rows. Split it.",
+    415: "A media type or content encoding that is not served.",
+    422: "The sentence is unclear, or nothing leads to what is wanted within the terms.",
+    500: "A fault of the gateway, logged under the id in the message.",
+    502: "An extension failed, and so did its alternatives.",
+    503: "Overloaded or not ready; retry after `Retry-After` seconds.",
+    504: "The deadline passed.",
+}
+
+
+def _may_answer(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorBody, "description": _MEANING[status]} for status in statuses}
+
+
+_READING = _may_answer(400, 404, 500)
+_RUNNING = _may_answer(400, 404, 413, 415, 422, 500, 502, 503, 504)
+_Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class _Route(APIRoute):
+    """Turns whatever an endpoint raises into the one error shape, so that no framework page and no trace gets out."""
+
+    def get_route_handler(self) -> _Handler:
+        handle = super().get_route_handler()
+
+        async def handle_or_explain(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (HTTPException, RequestValidationError):
+                raise
+            except FenixError as error:
+                return _refusal(error)
+            except Exception as error:
+                return _refusal(internal_error(error))
+
+        return handle_or_explain
+
+
+def create_app(engine: Engine, limits: Limits) -> FastAPI:
+    """The FastAPI application over `engine`. Also serves `/openapi.json`, which includes the raw infer routes."""
+    app = FastAPI(
+        title="Fenix",
+        version=server_version(),
+        description="Models that compose themselves for each request. Open Inference Protocol V2, and `/v1`.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_exception_handler(HTTPException, _explain_http)
+    app.add_exception_handler(RequestValidationError, _explain_validation)
+    app.include_router(_v2(engine))
+    app.include_router(_v1(engine, limits))
+    document: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        if not document:
+            document.update(_document(app))
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
+    return app
+
+
+# --------------------------------------------------------------------------------------------------------------- V2
+
+
+def _v2(engine: Engine) -> APIRouter:
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=_Route)
+
+    @router.get("")
+    async def server_metadata() -> ServerMetadata:
+        """Name, version and protocol extensions of this server."""
+        return ServerMetadata(name=SERVER_NAME, version=server_version(), extensions=list(PROTOCOL_EXTENSIONS))
+
+    @router.get("/health/live")
+    async def live() -> Live:
+        """Whether the gateway answers at all."""
+        return Live(live=True, ready=engine.ready())
+
+    @router.get("/health/ready", response_model=Live, responses={503: {"model": NotReady, "description": "Not ready."}})
+    async def ready() -> Any:
+        """Whether the gateway can answer requests: its catalogue is there and followed."""
+        if engine.ready():
+            return Live(live=True, ready=True)
+        body = NotReady(live=True, ready=False, error="the gateway is not ready: it has no catalogue yet. Retry.")
+        return JSONResponse(body.model_dump(), status_code=503, headers={"Retry-After": "1"})
+
+    @router.post("/repository/index", responses=_may_answer(400, 413, 415, 500, 503))
+    async def repository_index(request: IndexRequest | None = None) -> list[IndexEntry]:
+        """Every model: goals and extension versions. Triton's model repository extension."""
+        return [IndexEntry(name=name, version=version) for name, version in all_models(engine.catalogue)]
+
+    async def model_metadata(model: str, version: str = "") -> ModelMetadata:
+        return ModelMetadata.of(find_model(engine.catalogue, model, version))
+
+    async def model_ready(model: str, version: str = "") -> ModelReady:
+        return ModelReady(name=find_model(engine.catalogue, model, version).name, ready=engine.ready())
+
+    @router.get("/models/{model}", responses=_READING)
+    async def metadata_of_model(model: str) -> ModelMetadata:
+        """Inputs and outputs of a goal or an extension."""
+        return await model_metadata(model)
+
+    @router.get("/models/{model}/versions/{version}", responses=_READING)
+    async def metadata_of_version(model: str, version: str) -> ModelMetadata:
+        """Inputs and outputs of one version."""
+        return await model_metadata(model, version)
+
+    @router.get("/models/{model}/ready", responses=_READING)
+    async def readiness_of_model(model: str) -> ModelReady:
+        """Whether a goal or an extension can be asked."""
+        return await model_ready(model)
+
+    @router.get("/models/{model}/versions/{version}/ready", responses=_READING)
+    async def readiness_of_version(model: str, version: str) -> ModelReady:
+        """Whether one version can be asked."""
+        return await model_ready(model, version)
+
+    return router
+
+
+# --------------------------------------------------------------------------------------------------------------- /v1
+
+_Limit = Annotated[int, Query(ge=1, le=10_000, description="At most this many.")]
+_Offset = Annotated[int, Query(ge=0, le=2**53, description="Leave out the first ones.")]
+
+
+def _v1(engine: Engine, limits: Limits) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["Fenix"], route_class=_Route)
+
+    @router.post("/infer", responses=_RUNNING, response_model_exclude_none=False)
+    async def infer(body: InferBody) -> AnswerBody:
+        """Finds the best plan for a sentence, wanted feature types or a goal, runs it, and says how it went."""
+        inputs = decode_inputs(_tensors(body.inputs), limits.max_rows)
+        request = _request(body, inputs, tuple(body.outputs), body.id)
+        explanation = await engine.explain(request) if body.explain else None
+        return AnswerBody.of(await engine.infer(request), explanation)
+
+    @router.post("/plan", responses=_RUNNING)
+    async def plan(body: PlanBody) -> ExplanationInfo:
+        """What infer would do, without doing it: the plan chosen, the others, and the rejected with the reason."""
+        return ExplanationInfo.of(await engine.explain(_request(body, _specified(body.inputs, limits))))
+
+    @router.get("/extensions", responses=_may_answer(400, 500))
+    async def extensions(limit: _Limit = 1000, offset: _Offset = 0) -> Extensions:
+        """All extension versions, a page at a time."""
+        catalogue = engine.catalogue
+        page = list(catalogue.cards.values())[offset : offset + limit]
+        return Extensions(
+            epoch=catalogue.epoch, total=len(catalogue.cards), extensions=[ExtensionInfo.of(card) for card in page]
+        )
+
+    @router.get("/extensions/{id}", responses=_READING)
+    async def extension(id: str) -> ExtensionInfo:
+        """One extension version, `name@version`; a bare name will do where there is one version."""
+        return ExtensionInfo.of(engine.catalogue.card(id))
+
+    @router.get("/goals", responses=_may_answer(400, 500))
+    async def goals(limit: _Limit = 1000, offset: _Offset = 0) -> Goals:
+        """All goals, a page at a time."""
+        catalogue = engine.catalogue
+        page = list(catalogue.goals.values())[offset : offset + limit]
+        return Goals(epoch=catalogue.epoch, total=len(catalogue.goals), goals=[GoalInfo.of(goal) for goal in page])
+
+    @router.get("/goals/{name}", responses=_READING)
+    async def goal(name: str) -> GoalInfo:
+        """One goal."""
+        return GoalInfo.of(engine.catalogue.goal(name))
+
+    @router.get("/catalogue", responses=_may_answer(500))
+    async def catalogue() -> CatalogueInfo:
+        """The epoch and size of the catalogue that this gateway follows."""
+        now = engine.catalogue
+        return CatalogueInfo(epoch=now.epoch, extensions=len(now.cards), goals=len(now.goals))
+
+    return router
+
+
+def _request(
+    body: InferBody | PlanBody, inputs: dict[str, Array], outputs: tuple[str, ...] = (), id: str = ""
+) -> InferRequest:
+    if sum(way is not None for way in (body.sentence, body.wanted, body.goal)) != 1:
+        raise BadRequest("say what you want in exactly one way.", hint="Give `sentence`, `wanted` or `goal`.")
+    check_names(outputs, "output")
+    return InferRequest(
+        inputs=inputs,
+        model=body.goal or "",
+        sentence=body.sentence or "",
+        wanted=tuple(body.wanted or ()),
+        outputs=outputs,
+        terms=_given(body.terms),
+        types={tensor.name: tensor.type for tensor in body.inputs if tensor.type is not None},
+        id=id,
+    )
+
+
+def _given(terms: TermsBody) -> dict[str, Any]:
+    return {name: value for name, value in terms if value is not None}
+
+
+def _tensors(inputs: list[Tensor] | list[Spec]) -> list[dict[str, Any]]:
+    return [{"name": t.name, "datatype": t.datatype, "shape": t.shape, "data": t.data} for t in inputs]
+
+
+def _specified(inputs: list[Spec], limits: Limits) -> dict[str, Array]:
+    """The arrays of inputs that may lack their data; those are zeros that take no memory, whatever their shape."""
+    if not inputs:
+        return {}
+    check_names([spec.name for spec in inputs], "input")
+    arrays = (
+        decode_inputs(_tensors([spec for spec in inputs if spec.data is not None]), limits.max_rows)
+        if any(spec.data is not None for spec in inputs)
+        else {}
+    )
+    for spec in inputs:
+        if spec.data is None:
+            shape = check_shape(f"input {spec.name!r}", spec.shape)
+            dtype = DATATYPES[spec.datatype]
+            if math.prod(shape) * dtype.itemsize > limits.max_body_bytes:
+                raise BodyTooLarge(f"input {spec.name!r} is more than {limits.max_body_bytes} bytes.", hint="Split it.")
+            arrays[spec.name] = np.broadcast_to(np.zeros((), dtype), shape)
+    check_rows_agree(arrays, limits.max_rows)
+    return {spec.name: arrays[spec.name] for spec in inputs}
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+def _refusal(error: FenixError) -> Response:
+    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    return Response(encode_error(error), error.status, headers)
+
+
+async def _explain_http(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals: unknown routes, wrong methods."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:128]
+    if error.status_code == 404:
+        return _refusal(NotFound(f"there is no {path}.", hint="GET /openapi.json lists the routes."))
+    said = f"{path} does not take {request.method}." if error.status_code == 405 else str(error.detail)
+    return JSONResponse({"error": said}, error.status_code, error.headers)
+
+
+async def _explain_validation(request: Request, error: Exception) -> Response:
+    """What pydantic refused: the first fault, by its path in the body."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _refusal(BadRequest(f"malformed JSON: {first['ctx']['error']}."))
+    where = ".".join(str(part) for part in first["loc"][1:])[:256] or "the body"
+    kind = BadInput if where.startswith("inputs") else BadRequest
+    return _refusal(kind(f"{where}: {first['msg']}.", hint="GET /openapi.json describes it."))
+
+
+# ----------------------------------------------------------------------------------------------------------- OpenAPI
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document: FastAPI's own, and by hand the infer routes, which FastAPI does not serve."""
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    _, schemas = models_json_schema(
+        [(Inference, "validation"), (InferenceReply, "serialization")], ref_template="#/components/schemas/{model}"
+    )
+    components = document["components"]["schemas"]
+    components.update(schemas["$defs"])
+    for path, parameters in (
+        ("/v2/models/{model}/infer", ("model",)),
+        ("/v2/models/{model}/versions/{version}/infer", ("model", "version")),
+    ):
+        document["paths"][path] = {"post": _infer_operation(parameters)}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]  # FastAPI's default; ours are 400
+    components.pop("HTTPValidationError", None)
+    components.pop("ValidationError", None)
+    return document
+
+
+def _infer_operation(parameters: tuple[str, ...]) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    reply = {"schema": {"$ref": "#/components/schemas/InferenceReply"}}
+    return {
+        "tags": ["Open Inference Protocol"],
+        "summary": "Infer",
+        "description": "Runs a goal or an extension over a batch of rows. Tensors as JSON, or as binary data behind "
+        "the JSON, whose size is then in the header `Inference-Header-Content-Length`.",
+        "operationId": "infer_" + "_".join(parameters),
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Inference"}}},
+        },
+        "responses": {
+            "200": {"description": "The outputs.", "content": {"application/json": reply}},
+            **{str(status): {"description": _MEANING[int(status)], "content": error} for status in _RUNNING},
+        },
+    }
