@@ -67,10 +67,14 @@ def pin(source: str, *, mlflow_uri: str = "") -> str:
 
 def _make(source: str, options: Mapping[str, Any], mlflow_uri: str, cache_dir: Path) -> Extension:
     if source.startswith(_MODELS):
-        from deployments.kinds.mlflow import open_model
+        from deployments.kinds.mlflow import find_model, model_name
 
-        return open_model(source, options, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
-    if source.startswith(_REMOTE):
+        kind, version, folder = find_model(source, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
+        made = _construct(kind, {**options, "folder": str(folder)}, source)
+        made.name = made.name if "name" in made.__dict__ else model_name(version)
+        made.version = version.version
+        made.options = dict(options)
+    elif source.startswith(_REMOTE):
         from deployments.kinds.remote import RemoteExtension
 
         made = _construct(RemoteExtension, {**options, "address": source}, source)

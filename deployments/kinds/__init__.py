@@ -1,1 +1,8 @@
-"""The kinds of extension, one file each."""
+"""The kinds of extensions beside plain classes and functions. Each module imports its library only when it loads.
+
+saved.py    what torch and scikit-learn share: a folder that a `save_...` helper wrote
+torch.py    a torch module with safetensors weights
+sklearn.py  a scikit-learn pipeline in the skops format
+mlflow.py   model versions from MLflow: ours, and plain MLflow models by their signature
+remote.py   a model of another Open Inference server (Triton, KServe, another cluster), over HTTP or gRPC
+"""
