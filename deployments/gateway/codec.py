@@ -18,7 +18,9 @@ Where the protocol leaves a choice:
 
 from __future__ import annotations
 
+import logging
 import math
+import secrets
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +44,8 @@ from planner.errors import (
 )
 from planner.features import DATATYPES, Array, check_finite, datatype_of
 from planner.goals import TERM_NAMES
+
+log = logging.getLogger(__name__)
 
 MAX_NAME_CHARS = 128
 MAX_ID_CHARS = 256
@@ -225,6 +229,13 @@ def decode_error(status: int, body: bytes, *, kind: str = "", retry_after_s: flo
     )
 
 
+def internal_error(error: Exception) -> FenixError:
+    """Logs an exception that nobody foresaw, with its trace, and gives the error that the client may see of it."""
+    incident = secrets.token_hex(6)
+    log.error("internal error %s", incident, exc_info=error)
+    return FenixError(f"internal error {incident}.", hint="The gateway's log says more under this id.")
+
+
 def error_of(kind: str, text: str, retry_after_s: float | None = None) -> FenixError:
     """The error of that class name (FenixError when unknown), saying `text`."""
     error = _KINDS.get(kind, FenixError)(text)
@@ -282,7 +293,7 @@ def check_names(names: Sequence[str], what: str) -> None:
 # -------------------------------------------------------------------------- tensors, shared with gRPC (protocol.py)
 
 
-def check_rows_agree(arrays: Mapping[str, Array], max_rows: int | None) -> None:
+def check_inputs(arrays: Mapping[str, Array], max_rows: int | None) -> None:
     """Raises BadInput unless all arrays have the same number of rows, at least one, and finite values; BodyTooLarge
     for more than `max_rows`."""
     if not arrays:
@@ -297,6 +308,18 @@ def check_rows_agree(arrays: Mapping[str, Array], max_rows: int | None) -> None:
         check_finite(name, values)
     if max_rows is not None and n_rows > max_rows:
         raise BodyTooLarge(f"the request has {n_rows} rows.", hint=f"Send at most {max_rows} at a time.")
+
+
+def check_tensor_parameters(label: str, names: Iterable[str]) -> None:
+    """Raises BadInput for a tensor parameter that would change what the tensor means."""
+    for name in names:
+        if name.startswith("shared_memory"):
+            raise BadInput(f"{label} is in shared memory, which is not served.", hint="Send its data.")
+        if name not in _TENSOR_PARAMETERS and not name.startswith(_IGNORED_PREFIXES):
+            raise BadInput(
+                f"{label} has an unknown parameter {_short(name)}.",
+                hint=near(name[:MAX_NAME_CHARS], _TENSOR_PARAMETERS),
+            )
 
 
 def check_shape(label: str, shape: object) -> tuple[int, ...]:
@@ -440,17 +463,13 @@ def _parameters(what: str, holder: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tensor_parameters(label: str, tensor: Mapping[str, Any]) -> dict[str, Any]:
     parameters = _parameters(label, tensor)
-    for name in parameters:
-        if name.startswith("shared_memory"):
-            raise BadInput(f"{label} is in shared memory, which is not served.", hint="Send its data.")
-        if name not in _TENSOR_PARAMETERS and not name.startswith(_IGNORED_PREFIXES):
-            raise BadInput(f"{label} has an unknown parameter {_short(name)}.", hint=near(name, _TENSOR_PARAMETERS))
+    check_tensor_parameters(label, parameters)
     return parameters
 
 
 def _inputs(tensors: object, tail: memoryview | None, max_rows: int | None) -> dict[str, Array]:
     arrays = _arrays("input", tensors, tail, _INPUT_FIELDS)
-    check_rows_agree(arrays, max_rows)
+    check_inputs(arrays, max_rows)
     return arrays
 
 

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
-import secrets
 import zlib
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.gateway.codec import decode_request, encode_answer, encode_error
+from deployments.gateway.codec import decode_request, encode_answer, encode_error, internal_error
 from deployments.gateway.limits import Limits
 from deployments.gateway.messages import Engine
 from planner.errors import BadRequest, BodyTooLarge, Cancelled, FenixError, Overloaded, WrongMedia, WrongMethod
-
-log = logging.getLogger(__name__)
 
 Header = tuple[bytes, bytes]
 
@@ -57,13 +53,6 @@ def error_headers(error: FenixError) -> list[Header]:
     if isinstance(error, WrongMethod):
         headers.append((b"allow", b"POST"))
     return headers
-
-
-def internal_error(error: Exception) -> FenixError:
-    """Logs an exception that nobody foresaw, with its trace, and gives the error that the client may see of it."""
-    incident = secrets.token_hex(6)
-    log.error("internal error %s", incident, exc_info=error)
-    return FenixError(f"internal error {incident}.", hint="The gateway's log says more under this id.")
 
 
 class HttpApp:

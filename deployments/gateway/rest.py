@@ -15,8 +15,15 @@ from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from deployments.gateway.codec import check_names, check_rows_agree, check_shape, decode_inputs, encode_error
-from deployments.gateway.http import error_headers, internal_error
+from deployments.gateway.codec import (
+    check_inputs,
+    check_names,
+    check_shape,
+    decode_inputs,
+    encode_error,
+    internal_error,
+)
+from deployments.gateway.http import error_headers
 from deployments.gateway.limits import Limits
 from deployments.gateway.messages import Engine, InferRequest
 from deployments.gateway.metadata import (
@@ -278,7 +285,7 @@ def _specified(inputs: list[Spec], limits: Limits) -> dict[str, Array]:
             if math.prod(shape) * dtype.itemsize > limits.max_body_bytes:
                 raise BodyTooLarge(f"input {spec.name!r} is more than {limits.max_body_bytes} bytes.", hint="Split it.")
             arrays[spec.name] = np.broadcast_to(np.zeros((), dtype), shape)
-    check_rows_agree(arrays, limits.max_rows)
+    check_inputs(arrays, limits.max_rows)
     return {spec.name: arrays[spec.name] for spec in inputs}
 
 

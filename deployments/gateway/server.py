@@ -13,10 +13,12 @@ import socket
 from http import HTTPStatus
 from typing import Literal
 
+import grpc
 import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from deployments.gateway.grpc import Service
 from deployments.gateway.http import HttpApp
 from deployments.gateway.limits import Limits
 from deployments.gateway.messages import Engine
@@ -69,6 +71,43 @@ async def serve_http(engine: Engine, host: str, port: int, limits: Limits | None
             await serving
         await asyncio.sleep(0.001)
     return HttpServer(server, listener, serving)
+
+
+class GrpcServer:
+    """A bound gRPC listener. Use `serve_grpc` to get one."""
+
+    def __init__(self, server: grpc.aio.Server, port: int) -> None:
+        self._server = server
+        self.port = port
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """Stops listening and lets running calls finish for `grace_s`; the rest is cancelled."""
+        await self._server.stop(grace_s)
+
+
+async def serve_grpc(engine: Engine, host: str, port: int, limits: Limits | None = None) -> GrpcServer:
+    """Serves `engine` over gRPC on the running loop, without TLS. Port 0 picks a free one.
+
+    Raises OSError when the address cannot be bound.
+    """
+    limits = limits or Limits()
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", limits.max_body_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", limits.max_header_bytes),
+            ("grpc.server_handshake_timeout_ms", int(limits.read_timeout_s * 1e3)),
+        ]
+    )
+    server.add_generic_rpc_handlers((Service(engine, limits).handler(),))
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from None
+    await server.start()
+    return GrpcServer(server, bound)
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
