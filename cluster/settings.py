@@ -81,16 +81,19 @@ class MlflowSettings(Section):
 
 
 class GatewaySettings(Section):
-    """What the gateway accepts, and how long it waits."""
+    """How many gateways there are, and what they accept."""
 
-    max_body_mib: Annotated[int, Field(ge=1, le=2048)] = Field(default=32, description="Largest request body, in MiB.")
-    max_rows: Annotated[int, Field(ge=1)] = Field(default=4096, description="Most rows in one request.")
-    max_waiting: Annotated[int, Field(ge=1)] = Field(
-        default=4096, description="Most requests at once; more are turned away."
+    replicas: Annotated[int, Field(ge=1)] = Field(default=1, description="Gateway processes; they share the ports.")
+    max_body_mib: Annotated[int, Field(ge=1, le=2048)] = Field(default=64, description="Largest request body, in MiB.")
+    max_rows: Annotated[int, Field(ge=1)] = Field(default=16_384, description="Most rows in one request.")
+    max_concurrent: Annotated[int, Field(ge=1)] = Field(
+        default=4096, description="Most requests at once in one gateway; more are turned away."
     )
-    timeout_s: Annotated[float, Field(gt=0)] = Field(default=60.0, description="Deadline of a request that names none.")
+    read_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=10.0, description="How long a client may pause while it sends a request."
+    )
     drain_s: Annotated[float, Field(ge=0)] = Field(
-        default=5.0, description="How long `fenix down` lets requests finish."
+        default=15.0, description="How long `fenix down` waits at most for running requests; 0 ends them at once."
     )
 
 
