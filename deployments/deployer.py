@@ -44,7 +44,12 @@ async def _deploy(
 ) -> tuple[Card, ...]:
     registry = RegistryClient()
     catalogue = await registry.catalogue()
-    cards = [source if isinstance(source, Card) else describe(source, {}) for source in sources]
+    cards = [
+        source
+        if isinstance(source, Card)
+        else describe(source, mlflow_uri=installation.mlflow_uri, cache_dir=installation.cache_dir)
+        for source in sources
+    ]
     for card in cards:
         _check_new(card, catalogue)
     validation = {goal.name: load_validation(goal) for goal in goals if goal.validation}

@@ -69,16 +69,19 @@ class Replica:
         self._extension: Extension = load(card, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
         self._extension.setup()
 
-    async def infer(self, parts: Mapping[str, Sequence[Array | StoredArray]]) -> Reply:
-        """One batch: per port the arrays of the waiting requests, concatenated here."""
+    async def infer(self, parts: Mapping[str, Sequence[Array | StoredArray]], by_reference: bool) -> Reply:
+        """One batch: per port the arrays of the waiting requests, concatenated here.
+
+        `by_reference` allows large outputs to stay in the object store.
+        """
         try:
             rows = {port: await join(arrays) for port, arrays in parts.items()}
-            return await self._on_thread(lambda: self._compute(rows))
+            return await self._on_thread(lambda: self._compute(rows, by_reference))
         except FenixError as error:
             error.__cause__ = error.__context__ = None
             return error.with_traceback(None)
 
-    def _compute(self, rows: Mapping[str, Array]) -> Reply:
+    def _compute(self, rows: Mapping[str, Array], by_reference: bool) -> Reply:
         started_s = self._busy_since_s = time.perf_counter()
         try:
             made = execute(self._extension, rows)
@@ -86,7 +89,8 @@ class Replica:
             self._busy_since_s = None
         ran_ms = (time.perf_counter() - started_s) * 1e3
         confidence = next((rows.confidence for rows in made.values()), None)
-        return {name: _stored_if_large(rows.values) for name, rows in made.items()}, confidence, ran_ms
+        outputs = {name: _stored_if_large(r.values) if by_reference else r.values for name, r in made.items()}
+        return outputs, confidence, ran_ms
 
     async def check(self, seed: int) -> FenixError | None:
         """Runs the behaviour contract on sample rows; the error that says what is broken, None when it holds."""
