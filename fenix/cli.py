@@ -1,0 +1,60 @@
+"""The command line, `fenix`. Each command is a small module in fenix/commands/; heavy imports happen inside them, so
+that `fenix --help` answers at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fenix.commands import asking, catalogue, deploying, lifecycle
+from fenix.output import EXIT_CODES, exit_code, explain, fail
+from lineage.errors import FenixError
+
+
+class _Commands(TyperGroup):
+    """Turns errors into a message with a way out and an exit code; a trace is shown with --debug only."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FenixError as error:
+            if ctx.params.get("debug"):
+                raise
+            fail(explain(error))
+            raise typer.Exit(exit_code(error)) from None
+        except Exception as error:
+            # typer's own (Exit, Abort, wrong usage) pass: it shows them itself
+            if ctx.params.get("debug") or type(error).__module__.startswith("typer"):
+                raise
+            fail(f"{type(error).__name__}: {error}. This should not happen; `fenix --debug ...` shows where it did.")
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="fenix",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
+)
+
+
+@app.callback(help="Models that compose themselves for each request. Data goes to stdout, progress to stderr.")
+def fenix(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+) -> None:
+    pass
+
+
+for module in (lifecycle, deploying, catalogue, asking):
+    module.register(app)
+
+
+def main() -> None:
+    """The console script."""
+    app()
