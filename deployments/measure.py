@@ -20,7 +20,7 @@ from planner.errors import BadCard, NoPlan
 from planner.features import Array, Rows
 from planner.goals import Goal, Terms
 from planner.plans import Plan, PlanRequest
-from planner.search import plan
+from planner.plan import plan
 
 TIMEOUT_S = 60.0
 CHUNK_ROWS = 512
