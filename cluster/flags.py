@@ -2,8 +2,8 @@
 
 Ray reads its flags at import, on the driver, on the head and in each worker alike, so a flag that is not the same
 everywhere is a bug that shows only under load. `environment()` makes the whole environment of a process that we
-start: what the user's shell has for these three is dropped, so that nothing depends on it. `apply()` sets the same
-in the process that calls it.
+start: what the user's shell has for these three is dropped, so that nothing depends on it. `apply()` sets them in the
+process that calls it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,16 @@ SERVE_FLAGS = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # Batches from 1 MiB on go by reference (deployments/serve_calls.py); this is room for answers of unknown size.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
 }
+
+# A process that only connects runs its coroutines on loops that come and go; a router must outlive them.
+DRIVER_FLAGS = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
 
 MLFLOW_FLAGS = {
     # One server process on SQLite; the job runner would add four more and a queue that nobody uses.
@@ -98,7 +104,8 @@ def apply(settings: Settings | None = None) -> None:
 
     Raises ClusterDown if Ray is imported already under other flags, because it would not notice the change.
     """
-    late = "ray" in sys.modules and any(os.environ.get(name) != value for name, value in FIXED.items())
+    wanted = FIXED | DRIVER_FLAGS
+    late = "ray" in sys.modules and any(os.environ.get(name) != value for name, value in wanted.items())
     if late:
         raise ClusterDown(
             "Ray was imported before its flags were set.", hint="Call cluster.flags.apply() before importing ray."
@@ -106,4 +113,4 @@ def apply(settings: Settings | None = None) -> None:
     stale = [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_")) and name not in FIXED]
     for name in stale:
         del os.environ[name]
-    os.environ.update(of(settings) if settings else FIXED)
+    os.environ.update((of(settings) if settings else FIXED) | DRIVER_FLAGS)

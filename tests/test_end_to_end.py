@@ -35,15 +35,16 @@ def quiet(text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def deployed(running_cluster: Settings) -> Iterator[Settings]:
+def deployed(running_cluster: lifecycle.Running) -> Iterator[Settings]:
     """The cluster with the chain of three and the moody doubler."""
     from deployments.deployer import deploy
 
-    with lifecycle.connected(running_cluster):
-        installation = lifecycle.installation(running_cluster)
+    settings = running_cluster.settings
+    with lifecycle.connected(settings):
+        installation = lifecycle.installation(settings)
         moody = [f"tests.faulty:{name}" for name in ("moody_double", "pass_on", "total")]
         deploy([*SOURCES, *moody], [CHAIN, DOUBLE], installation, quiet)
-        yield running_cluster
+        yield settings
 
 
 @pytest.fixture

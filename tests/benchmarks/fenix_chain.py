@@ -10,15 +10,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cluster import lifecycle
+from cluster import lifecycle, processes
 from cluster.settings import load
 from tests.benchmarks.workload import CHAIN, SOURCES
-from tests.support import free_ports
 
 
 def main() -> None:
     http_port, state_dir = int(sys.argv[1]), Path(sys.argv[2])
-    grpc_port, ray_port, mlflow_port = free_ports(3)
+    grpc_port, ray_port, mlflow_port = processes.free_ports(3)
     settings = load(
         environment={},
         overrides={
