@@ -415,6 +415,19 @@ def from_json(label: str, datatype: str, shape: tuple[int, ...], data: object) -
         ) from None
 
 
+def json_data(name: str, datatype: str, values: Array) -> Any:
+    """What JSON carries for an array: a flat one, or for BYTES a flat list of texts. Raises BadRequest for FP16 and
+    for bytes that are not UTF-8."""
+    if datatype == "FP16":
+        raise BadRequest(f"tensor {name!r} is FP16, which JSON does not carry.", hint="Ask for binary data.")
+    if datatype != "BYTES":
+        return values.ravel()
+    try:
+        return [text.decode() if isinstance(text, bytes) else str(text) for text in values.ravel().tolist()]
+    except UnicodeDecodeError:
+        raise BadRequest(f"tensor {name!r} has bytes that are not UTF-8.", hint="Ask for binary data.") from None
+
+
 # ------------------------------------------------------------------------------------------------- the parts of it
 
 
@@ -590,20 +603,9 @@ def _tensors(arrays: Mapping[str, Array], form: Form) -> tuple[list[dict[str, An
             tensor["parameters"] = {"binary_data_size": len(raw)}
             parts.append(raw)
         else:
-            tensor["data"] = _json_data(name, datatype, values)
+            tensor["data"] = json_data(name, datatype, values)
         tensors.append(tensor)
     return tensors, parts
-
-
-def _json_data(name: str, datatype: str, values: Array) -> object:
-    if datatype == "FP16":
-        raise BadRequest(f"tensor {name!r} is FP16, which JSON does not carry.", hint="Ask for binary data.")
-    if datatype != "BYTES":
-        return values.ravel()
-    try:
-        return [text.decode() if isinstance(text, bytes) else str(text) for text in values.ravel().tolist()]
-    except UnicodeDecodeError:
-        raise BadRequest(f"tensor {name!r} has bytes that are not UTF-8.", hint="Ask for binary data.") from None
 
 
 def _join(head: dict[str, Any], parts: list[bytes]) -> Encoded:

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.gateway.codec import MAX_DIMENSIONS, MAX_ID_CHARS, MAX_INPUTS, MAX_NAME_CHARS
+from deployments.gateway.codec import MAX_DIMENSIONS, MAX_ID_CHARS, MAX_INPUTS, MAX_NAME_CHARS, json_data
 from deployments.gateway.messages import Explanation, InferAnswer
 from deployments.gateway.metadata import ModelInfo
 from planner.cards import Card
-from planner.errors import ExtensionBroken
 from planner.features import Array, Port, datatype_of
 from planner.goals import Goal, Terms
 from planner.plans import Binding, Plan, StepRecord
@@ -379,7 +378,7 @@ class AnswerBody(Closed):
 
     @classmethod
     def of(cls, answer: InferAnswer, explanation: Explanation | None = None) -> AnswerBody:
-        """Raises ExtensionBroken for an output that JSON cannot carry."""
+        """Raises BadRequest for an output that JSON cannot carry."""
         return cls(
             model=answer.model,
             version=answer.version,
@@ -393,17 +392,11 @@ class AnswerBody(Closed):
 
 
 def _output(name: str, values: Array) -> OutputTensor:
-    data = values.ravel().tolist()
-    if values.dtype.kind == "O":
-        try:
-            data = [text.decode() if isinstance(text, bytes) else str(text) for text in data]
-        except UnicodeDecodeError:
-            raise ExtensionBroken(
-                f"output {name!r} is not UTF-8.", hint="Ask for it as binary data over /v2."
-            ) from None
-    elif values.dtype.kind == "f":
-        data = [value if math.isfinite(value) else None for value in data]
-    return OutputTensor(name=name, datatype=datatype_of(values), shape=list(values.shape), data=data)  # type: ignore[arg-type]
+    datatype: Any = datatype_of(values)
+    data = json_data(name, datatype, values)
+    if not isinstance(data, list):
+        data = [None if isinstance(value, float) and not math.isfinite(value) else value for value in data.tolist()]
+    return OutputTensor(name=name, datatype=datatype, shape=list(values.shape), data=data)
 
 
 class PortInfo(Closed):

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import uvloop
 
+from deployments.gateway.limits import Limits
 from deployments.gateway.messages import Explanation, InferAnswer, InferRequest
+from deployments.gateway.server import GrpcServer, HttpServer, serve_grpc, serve_http
 from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.errors import BadInput, BadRequest, NoPlan, NotFound, Overloaded, Unsure, near
@@ -88,8 +91,8 @@ class NumpyEngine:
     )
     is_ready: bool = True
     seen: list[InferRequest] = field(default_factory=list)
-    hanging: int = 0
-    cancelled: int = 0
+    hanging: asyncio.Event = field(default_factory=asyncio.Event)  # a request has begun to hang
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)  # and was cancelled
     let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ready(self) -> bool:
@@ -100,11 +103,11 @@ class NumpyEngine:
         card, function = self._found(request)
         self._check(request, card)
         if card.name == "hanging":
-            self.hanging += 1
+            self.hanging.set()
             try:
                 await self.let_go.wait()
             except asyncio.CancelledError:
-                self.cancelled += 1
+                self.cancelled.set()
                 raise
         outputs = function(dict(request.inputs))
         plan = self._plan(card)
@@ -198,10 +201,53 @@ class LoopThread:
 
 @contextmanager
 def loop_thread() -> Iterator[LoopThread]:
-    import uvloop
-
     thread = LoopThread(uvloop.new_event_loop)
     try:
         yield thread
     finally:
         thread.close()
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server of an engine: its loop, its port and the server itself."""
+
+    engine: NumpyEngine
+    loop: LoopThread
+    server: HttpServer | GrpcServer
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@contextmanager
+def served_http(limits: Limits | None = None, engine: NumpyEngine | None = None) -> Iterator[Served]:
+    """HTTP on a free port of this machine, until the block ends."""
+    with loop_thread() as loop:
+        engine = engine or NumpyEngine()
+        server = loop.run(serve_http(engine, "127.0.0.1", 0, limits))
+        try:
+            yield Served(engine, loop, server)
+        finally:
+            loop.run(server.stop(0.2))
+
+
+@contextmanager
+def served_grpc(limits: Limits | None = None, engine: NumpyEngine | None = None) -> Iterator[Served]:
+    """gRPC on a free port of this machine, until the block ends."""
+    with loop_thread() as loop:
+        engine = engine or NumpyEngine()
+        server = loop.run(serve_grpc(engine, "127.0.0.1", 0, limits))
+        try:
+            yield Served(engine, loop, server)
+        finally:
+            loop.run(server.stop(0.2))
