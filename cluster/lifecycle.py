@@ -25,7 +25,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cluster import flags, processes
 from cluster.processes import RUN_VARIABLE, ProcessId
-from cluster.settings import Settings
+from cluster.settings import Settings, load
 from cluster.supervisor import Service
 from planner.errors import BadCard, ClusterDown, FenixError
 
@@ -113,6 +113,15 @@ def addresses(settings: Settings) -> dict[str, str]:
     return found
 
 
+def private_settings(state_dir: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings for a cluster beside others: all its state in `state_dir`, on ports that are free now, deaf to the
+    environment. For demos, tests and benchmarks."""
+    http, grpc, ray, mlflow, dashboard = processes.free_ports(5)
+    ports = {"http_port": http, "grpc_port": grpc, "ray.port": ray, "mlflow.port": mlflow}
+    ports["ray.dashboard_port"] = dashboard
+    return load(environment={}, overrides={"state_dir": str(state_dir), **ports, **(overrides or {})})
+
+
 def up(settings: Settings, report: Report, install: Install | None = None) -> Running:
     """Brings the cluster up and leaves it up; returns when it answers. If it is up already, says so and adopts it.
 
@@ -166,7 +175,9 @@ def down(settings: Settings, report: Report) -> Ended:
         if not run:
             report("Nothing runs.")
             return Ended(0, (), 0.0)
-        if run["ready"] and settings.gateway.drain_s > 0 and _is_whole(settings, run):
+        settings = Settings.model_validate(run["settings"])
+        gateway_up = run["ready"] and processes.port_answers(settings.reachable_host, settings.http_port)
+        if gateway_up and settings.gateway.drain_s > 0 and _is_whole(settings, run):
             with _step(report, "Letting running requests finish"):
                 _drain(settings, run["run_id"])
         with _step(report, "Ending Serve, Ray and MLflow"):

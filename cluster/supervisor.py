@@ -35,9 +35,9 @@ class Service:
     restart: bool
 
 
-def backoff_s(n_restarts: int) -> float:
-    """How long to wait before the next start: 1 s, doubling, at most 30 s."""
-    return min(2.0**n_restarts, LONGEST_BACKOFF_S)
+def backoff_s(n_deaths: int) -> float:
+    """How long to wait before the next start after so many deaths in a row: 0.5 s, doubling, at most 30 s."""
+    return min(0.5 * 2.0 ** (n_deaths - 1), LONGEST_BACKOFF_S)
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class _Kept:
     started_s: float = 0.0
     start_at_s: float = 0.0
     n_restarts: int = 0
-    n_recent: int = 0
+    n_deaths: int = 0
     exit_status: int | None = None
 
     def start(self) -> None:
@@ -112,8 +112,8 @@ class Supervisor:
             if not kept.service.restart:
                 self._write()
                 return False
-            kept.n_recent = 0 if now_s - kept.started_s > HEALTHY_AFTER_S else kept.n_recent + 1
-            kept.start_at_s = now_s + backoff_s(kept.n_recent)
+            kept.n_deaths = 1 if now_s - kept.started_s > HEALTHY_AFTER_S else kept.n_deaths + 1
+            kept.start_at_s = now_s + backoff_s(kept.n_deaths)
             self._write()
         return True
 

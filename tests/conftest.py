@@ -1,0 +1,50 @@
+"""One local cluster for all tests marked `cluster`, started when the first of them asks for it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import flags
+
+# Before any test module imports Ray: it reads its flags at import.
+flags.apply()
+
+from cluster import lifecycle  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Writes a line to the terminal at once, past pytest's capture: what takes long is not silent."""
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+
+    def write(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(line, flush=True)
+
+    return write
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """A short-lived state folder. Not pytest's own: that path is too long for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="fenix"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def running_cluster(say: Callable[[str], None]) -> Iterator[lifecycle.Running]:
+    """Fenix, up: catalogue, gateway, no extensions. Ends with the test run, and fails it if a process is left."""
+    folder = Path(tempfile.mkdtemp(prefix="fenix"))
+    settings = lifecycle.private_settings(folder)
+    try:
+        yield lifecycle.up(settings, say)
+    finally:
+        ended = lifecycle.down(settings, say)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert ended.survivors == ()
