@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,6 +54,7 @@ _WAYS_OUT = {
     "StoreUnavailable": "`fenix status` shows whether the database and the model registry run.",
     "FenixError": "`fenix status` shows how the cluster is.",
 }
+_SECOND_SENTENCE = re.compile(r"[.!?:;] [A-Z`]")
 
 
 def exit_code(error: FenixError) -> int:
@@ -61,8 +63,8 @@ def exit_code(error: FenixError) -> int:
 
 
 def explain(error: FenixError) -> str:
-    """The message and what to do next; every error has something."""
-    if error.hint or " Nearest: " in error.message:
+    """The message and what to do next; every error has something. A gateway's message has its own second sentence."""
+    if error.hint or _SECOND_SENTENCE.search(error.message):
         return error.text()
     way_out = next(_WAYS_OUT[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _WAYS_OUT)
     return f"{error.message} {way_out}"
@@ -85,7 +87,7 @@ def err() -> Console:
 def emit(data: Any, format: Format, table: Callable[[], Iterable[RenderableType]]) -> None:
     """Writes `data` (plain, as JSON has it) to stdout; `table` renders it for people."""
     if format is Format.JSON:
-        print(json.dumps(data, indent=2, ensure_ascii=False))
+        print(_json(data))
     elif format is Format.YAML:
         import yaml
 
@@ -96,11 +98,22 @@ def emit(data: Any, format: Format, table: Callable[[], Iterable[RenderableType]
             console.print(part)
 
 
+def _json(data: Any, indent: str = "") -> str:
+    """JSON for people, too: a line per field and per object of a list, but tensors in one line."""
+    inner = indent + "  "
+    if isinstance(data, Mapping) and data:
+        lines = [f"{inner}{json.dumps(key)}: {_json(value, inner)}" for key, value in data.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(data, list) and any(isinstance(item, Mapping) for item in data):
+        return "[\n" + ",\n".join(inner + _json(item, inner) for item in data) + f"\n{indent}]"
+    return json.dumps(data, ensure_ascii=False)
+
+
 def fail(message: str) -> None:
     """Says on stderr what went wrong. The message is shown as it is, whatever brackets it has."""
     from rich.text import Text
 
-    err().print(Text.assemble(("Error: ", "bold red"), message))
+    err().print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
 
 
 def grid(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = (), title: str = "") -> Table:
@@ -109,7 +122,9 @@ def grid(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequen
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title or None, title_justify="left", title_style="bold"
+    )
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold", header_style="bold")
     for row in rows:
@@ -143,4 +158,4 @@ class Progress:
             from rich.text import Text
 
             took_s = time.monotonic() - self._started_s
-            err().print(Text.assemble((f"{took_s:6.1f} s  ", "dim"), message))
+            err().print(Text.assemble((f"{took_s:6.1f} s  ", "dim"), message), soft_wrap=True)

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 _MAX_ROWS_SHOWN = 20
 _MAX_ELEMENTS_SHOWN = 8
 
-Goal = Annotated[str, typer.Argument(metavar="[GOAL]", help="A goal, or an extension to ask alone.")]
-Sentence = Annotated[str, typer.Option("--sentence", help="Say in your own words what you want, instead of GOAL.")]
+Goal = Annotated[str, typer.Argument(metavar="GOAL", show_default=False, help="A goal, or an extension to ask alone.")]
+Sentence = Annotated[
+    str, typer.Option("--sentence", metavar="TEXT", help="Say in your own words what you want, instead of GOAL.")
+]
 Want = Annotated[
     list[str] | None, typer.Option("--want", metavar="TYPE", help="A wanted feature type, instead of GOAL; repeatable.")
 ]
@@ -44,9 +46,11 @@ DeadlineMs = Annotated[float | None, typer.Option("--deadline-ms", help="From ar
 MaxCost = Annotated[float | None, typer.Option("--max-cost", help="Per row.")]
 MinAccuracy = Annotated[float | None, typer.Option("--min-accuracy", help="Predicted, from 0 to 1.")]
 Priority = Annotated[int | None, typer.Option("--priority", help="0 (most urgent) to 9.", show_default="5")]
-User = Annotated[str | None, typer.Option("--user", help="On whose behalf.")]
-Tag = Annotated[list[str] | None, typer.Option("--tag", help="What the data is (pii, medical); repeatable.")]
-Purpose = Annotated[str | None, typer.Option("--purpose", help="What for; kept in the journal.")]
+User = Annotated[str | None, typer.Option("--user", metavar="NAME", help="On whose behalf.")]
+Tag = Annotated[
+    list[str] | None, typer.Option("--tag", metavar="TAG", help="What the data is (pii, medical); repeatable.")
+]
+Purpose = Annotated[str | None, typer.Option("--purpose", metavar="TEXT", help="What for; kept in the journal.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -241,16 +245,19 @@ def _explained(data: Mapping[str, Any]) -> Iterator[RenderableType]:
             + ("" if data["complete"] else "; the search budget ended first, better plans may exist"),
         }
     )
+    yield ""
     yield grid(("step", "extension", "takes", "only where", "p50", "else"), list(_steps(chosen)), right=("step", "p50"))
     gives = "; ".join(f"{b['port']} ← {_sources(b)}" for b in chosen["outputs"])
-    yield Text.assemble(("answer ", "bold"), gives, "\n")
+    yield Text.assemble("\n", ("answer ", "bold"), gives)
     columns = ("plan", "kind", "extensions", "right", "p50", "cost")
     right = ("right", "p50", "cost")
     if data["others"]:
+        yield ""
         yield grid(
             columns, [_row(other) for other in data["others"]], right=right, title="Within the terms, but second"
         )
     if data["rejected"]:
+        yield ""
         rows = [(*_row(rejected["plan"]), rejected["reason"]) for rejected in data["rejected"]]
         yield grid((*columns, "why not"), rows, right=right, title="Rejected")
 
@@ -298,7 +305,8 @@ def _answered(result: Result) -> Iterator[RenderableType]:
     ]
     yield grid(("row", *names), rows, right=("row",))
     if n_rows > _MAX_ROWS_SHOWN:
-        yield f"... and {n_rows - _MAX_ROWS_SHOWN} more rows: -o json has them all, --save FILE.npz keeps them.\n"
+        yield f"... and {n_rows - _MAX_ROWS_SHOWN} more rows: -o json has them all, --save FILE.npz keeps them."
+    yield ""
     yield pairs(
         {
             "answered by": f"{result.model} (version {result.version})" if result.model else "",

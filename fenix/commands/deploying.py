@@ -38,7 +38,7 @@ def deploy(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="A YAML file with cards and goals, module:attribute, file.py:attribute, models:/name@alias, "
             "http://host:port/v2/models/name or grpc://host:port/name.",
             show_default=False,
@@ -74,7 +74,7 @@ def deploy(
 
 def remove(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID...", help="Extensions, as NAME@VERSION.", show_default=False)
+        list[str] | None, typer.Argument(metavar="ID", help="Extensions, as NAME@VERSION.", show_default=False)
     ] = None,
     goal: Annotated[list[str] | None, typer.Option("--goal", "-g", metavar="NAME", help="A goal; repeatable.")] = None,
     settings: SettingsFile = None,
@@ -134,5 +134,7 @@ def _shown(cards: Sequence[Card], goals: Sequence[Goal]) -> Iterator[RenderableT
             for card in cards
         ]
         yield grid(("extension", "kind", "accuracy", "ms a row"), rows, right=("accuracy", "ms a row"))
+    if cards and goals:
+        yield ""
     if goals:
         yield grid(("goal", "description"), [(one.name, one.description) for one in goals])

@@ -107,6 +107,7 @@ def _shown(found: ClusterStatus, extensions: tuple[Health, ...]) -> Iterator[Ren
             **dict(found.addresses),
         }
     )
+    yield ""
     rows = [
         (
             service.name,
@@ -119,6 +120,7 @@ def _shown(found: ClusterStatus, extensions: tuple[Health, ...]) -> Iterator[Ren
     ]
     yield grid(("process", "pid", "state", "restarts", "log"), rows, right=("pid", "restarts"))
     if extensions:
+        yield ""
         yield grid(
             ("extension", "state", "replicas", "detail"),
             [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fenix.output import Format
-from planner.errors import BadRequest
+from planner.errors import BadRequest, ClusterDown
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="Form of the data on stdout.")]
 Url = Annotated[
-    str, typer.Option("--url", metavar="URL", help="Address of the gateway.", show_default="from the settings")
+    str,
+    typer.Option("--url", metavar="URL", help="Address of the gateway.", show_default="the cluster of this machine"),
 ]
 SettingsFile = Annotated[
     Path | None,
@@ -37,10 +39,19 @@ def load_settings(file: Path | None, overrides: list[str] | None) -> Settings:
 
 
 def open_client(url: str, file: Path | None, timeout_s: float) -> Client:
-    """A client of the gateway at `url`, or of the one in the settings."""
+    """A client of the gateway at `url`; else of the cluster that runs here, else of the one in the settings."""
     from fenix.client import Client
 
-    return Client(url or load_settings(file, None).http_url, timeout_s=timeout_s)
+    return Client(url or _url_here(file), timeout_s=timeout_s)
+
+
+def _url_here(file: Path | None) -> str:
+    from cluster.lifecycle import running_settings
+
+    settings = load_settings(file, None)
+    with contextlib.suppress(ClusterDown):  # the client will say it, with the address
+        settings = running_settings(settings)  # `up --set http_port=...` counts
+    return settings.http_url
 
 
 def assignments(given: list[str] | None, option: str) -> dict[str, Any]:
