@@ -278,7 +278,7 @@ def _steps(plan: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _sources(binding: Mapping[str, Any]) -> str:
     """The last source that has a row gives it, so that one comes first here."""
     named = [
-        f"your {source['port']}" if source["step"] < 0 else f"{source['port']} of {source['step']}"
+        f"your {source['port']}" if source["step"] < 0 else f"{source['port']} of step {source['step']}"
         for source in reversed(binding["sources"])
     ]
     return ", else ".join(named)

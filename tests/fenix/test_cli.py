@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ class TestPlan:
         assert result.exit_code == 0
         assert re.search(r"^because +the only one", result.stdout, re.MULTILINE)
         assert "x ← your x" in result.stdout
-        assert "answer y ← y of 0" in result.stdout
+        assert "answer y ← y of step 0" in result.stdout
         assert re.search(r"p-double .*dearer", result.stdout)
 
     def test_explains_sentences_and_wanted_features_with_and_without_inputs(self, gateway: Served) -> None:
@@ -178,6 +178,43 @@ class TestPlan:
             result = run("plan", *words, "-o", "json", gateway=gateway)
             assert result.exit_code == 0, result.output
             assert json.loads(result.stdout)["chosen"]["id"] == "p-double"
+
+    def test_says_for_which_rows_a_later_step_of_a_cascade_runs(self) -> None:
+        from rich.console import Console
+
+        from fenix.commands.asking import _explained
+
+        def step(id: int, extension: str, guard: dict[str, Any] | None) -> dict[str, Any]:
+            inputs = [{"port": "image", "sources": [{"step": -1, "port": "image"}]}]
+            return {
+                "id": id,
+                "extension": extension,
+                "inputs": inputs,
+                "fallbacks": ["spare@1"],
+                "guard": guard,
+                "p50_ms": 1.0,
+            }
+
+        sources = [{"step": 0, "port": "digit"}, {"step": 1, "port": "digit"}]
+        chosen = {
+            "id": "p1",
+            "kind": "cascade",
+            "reason": "it is best",
+            "prediction": {"accuracy": 0.97, "p50_ms": 1.0, "p99_ms": 20.0, "cost": 0.5},
+            "steps": [step(0, "cheap@1", None), step(1, "dear@1", {"step": 0, "below": 0.9})],
+            "outputs": [{"port": "digit", "sources": sources}],
+        }
+        figures = {"elapsed_ms": 1.0, "expanded": 3, "epoch": 1, "complete": False, "goal": "read-digit"}
+        explanation = {**figures, "sureness": 0.8, "chosen": chosen, "others": [], "rejected": []}
+        console = Console(width=110)
+        with console.capture() as captured:
+            for part in _explained(explanation):
+                console.print(part)
+        text = captured.get()
+        assert re.search(r"1 +dear@1 +image ← your image +step 0 is less than 90.0 % sure +1.00 ms +spare@1", text)
+        assert "answer digit ← digit of step 1, else digit of step 0" in text
+        assert "understood from the sentence, sureness 0.80" in text
+        assert "the search budget ended first" in text
 
     def test_exits_with_5_where_there_is_no_plan(self, gateway: Served) -> None:
         assert run("plan", "doubling", "--min-accuracy", "1", gateway=gateway).exit_code == 5
@@ -268,13 +305,15 @@ def test_an_unforeseen_error_shows_no_trace_unless_asked_for(gateway: Served, mo
 
 def test_help_answers_at_once() -> None:
     code = "import sys; from fenix.cli import main; sys.argv = ['fenix', '--help']; main()"
-    took_s = []
-    for _ in range(3):
-        started_s = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        took_s.append(time.perf_counter() - started_s)
-        assert done.returncode == 0
-    assert min(took_s) < 1.0  # 0.25 s on an idle machine
+
+    def cpu_s() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor, so that a busy machine does not count
+        return used.ru_utime + used.ru_stime
+
+    before_s = cpu_s()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert cpu_s() - before_s < 0.8  # 0.25 s on an idle machine
     heavy = (
         "import fenix.cli, sys; print([m for m in ('ray', 'torch', 'mlflow', 'numpy', 'httpx') if m in sys.modules])"
     )
