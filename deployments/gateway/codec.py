@@ -127,13 +127,14 @@ def decode_request(
     document = _object("the body", _parse(head), _REQUEST_FIELDS)
     parameters = _parameters("the request", document)
     outputs, form = _requested(document.get("outputs"), parameters)
+    own_id = document.get("id")
     return InferRequest(
         inputs=_inputs(document.get("inputs"), tail, max_rows),
         model=model,
         version=version,
         outputs=outputs,
         terms=terms_of(parameters) if parameters else {},
-        id=check_id(document.get("id") or id),
+        id=check_id(id if own_id is None or own_id == "" else own_id),
     ), form
 
 

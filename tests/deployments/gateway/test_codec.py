@@ -198,6 +198,8 @@ def test_nothing_received_is_unpickled() -> None:
         (body(tensor(datatype="BYTES", data=["a", "b", "c", 4])), "4 at position 3. BYTES takes texts"),
         (body(tensor(datatype="FP16")), "FP16, which JSON does not carry"),
         (body(TENSOR, id=7), "id is a text"),
+        (body(TENSOR, id={}), "id is a text"),
+        (body(TENSOR, id=False), "id is a text"),
         (body(TENSOR, id="x" * 100_000), "id is a text"),
         (body(TENSOR, parameters=[]), "'parameters' of the request"),
         (body(TENSOR, parameters={"deadline": 3}), "unknown parameter 'deadline'. Nearest: deadline_ms"),

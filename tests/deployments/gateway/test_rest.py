@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from deployments.gateway.http import HttpApp
+from deployments.gateway.limits import Limits
+from deployments.gateway.messages import InferAnswer
+from deployments.gateway.rest import create_app
+from deployments.gateway.schemas import AnswerBody, Inference, InferenceReply
+from planner.features import Rows
+from planner.plans import Plan, Prediction
+from tests.deployments.gateway.engines import GOAL, NumpyEngine, Served
+
+X = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [[1, 2], [3, 4.5]]}
+
+
+def post(served: Served, path: str, body: Any) -> httpx.Response:
+    return httpx.post(served.url + path, json=body)
+
+
+@pytest.mark.parametrize("wish", [{"goal": "doubling"}, {"sentence": "double it"}, {"wanted": ["vector/out"]}])
+def test_infer_finds_its_way_by_goal_sentence_or_wanted_features(http: Served, wish: dict[str, Any]) -> None:
+    terms = {"deadline_ms": 100.5, "tags": ["pii"]}
+    answer = post(http, "/v1/infer", {**wish, "inputs": [{**X, "type": "vector"}], "terms": terms, "id": "i"})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [2, 2], "data": [2, 4, 6, 9]}]
+    assert body["parameters"] == {"plan": "p-double", "trace_id": "t1", "confidence": 0.75, "flags": ""}
+    assert body["plan"]["steps"][0]["extension"] == "double@1"
+    assert body["steps"][0]["took_ms"] == 0.3
+    assert body["explanation"] is None
+    seen = http.engine.seen[-1]
+    assert (seen.terms, seen.types, seen.id) == (terms, {"x": "vector"}, "i")
+
+
+def test_infer_selects_outputs_and_explains_itself_when_asked(http: Served) -> None:
+    body = {"goal": "doubling", "inputs": [X], "outputs": ["y.confidence"], "explain": True}
+    answer = post(http, "/v1/infer", body).json()
+    assert answer["outputs"][0]["data"] == [0.75, 0.75]
+    assert answer["explanation"]["chosen"]["reason"] == "the only one"
+
+
+def test_infer_shows_what_is_not_finite_as_null() -> None:
+    plan = Plan("p", (), (), Prediction(1, 1, 1, 1), math.inf)
+    values = np.array([[1.5, np.nan], [np.inf, 2]], np.float32)
+    shown = AnswerBody.of(InferAnswer("m", "1", "", {"y": Rows(values)}, {}, plan, ()))
+    assert shown.outputs[0].data == [1.5, None, None, 2.0]
+    assert shown.plan.score is None
+
+
+def test_infer_carries_texts_but_no_half_floats(http: Served) -> None:
+    texts = {"name": "x", "datatype": "BYTES", "shape": [1, 1], "data": ["ß"]}
+    assert post(http, "/v1/infer", {"goal": "echo_bytes", "inputs": [texts]}).json()["outputs"][0]["data"] == ["ß"]
+    halves = {"name": "x", "datatype": "FP16", "shape": [1, 1], "data": [1.5]}
+    answer = post(http, "/v1/infer", {"goal": "echo_fp16", "inputs": [halves]})
+    assert (answer.status_code, "FP16, which JSON does not carry" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("inputs", [[], [X], [{"name": "x", "datatype": "FP32", "shape": [4096, 3]}]])
+def test_plan_explains_without_running(http: Served, inputs: list[Any]) -> None:
+    before = len(http.engine.seen)
+    answer = post(http, "/v1/plan", {"goal": "doubling", "inputs": inputs})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["chosen"]["id"], len(body["others"]), body["rejected"][0]["reason"]) == ("p-double", 1, "dearer")
+    assert (body["goal"], body["complete"], body["expanded"], body["elapsed_ms"]) == ("doubling", True, 3, 0.5)
+    assert len(http.engine.seen) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "status", "words"),
+    [
+        ("/v1/infer", {"sentence": "make me a sandwich", "goal": None}, 422, "Nearest: doubling."),
+        ("/v1/infer", {"wanted": ["label"], "goal": None}, 422, "nothing produces 'label'"),
+        ("/v1/infer", {"goal": "nobody"}, 404, "no extension 'nobody'"),
+        ("/v1/infer", {"goal": None}, 400, "exactly one way"),
+        ("/v1/infer", {"sentence": "double"}, 400, "exactly one way"),
+        ("/v1/infer", {"sentenc": "double"}, 400, "sentenc: Extra inputs are not permitted"),
+        ("/v1/infer", {"terms": {"deadline": 3}}, 400, "terms.deadline: Extra"),
+        ("/v1/infer", {"terms": {"deadline_ms": "3"}}, 400, "terms.deadline_ms: Input should be a valid number"),
+        ("/v1/infer", {"terms": {"deadline_ms": -3}}, 400, "terms.deadline_ms: Input should be greater than 0"),
+        ("/v1/infer", {"terms": {"min_accuracy": 1}}, 422, "no plan is right all the time"),
+        ("/v1/infer", {"explain": 1}, 400, "explain: Input should be a valid boolean"),
+        ("/v1/infer", {"inputs": []}, 400, "inputs: List should have at least 1 item"),
+        ("/v1/infer", {"inputs": [X, X]}, 400, "input 'x' is there twice"),
+        ("/v1/infer", {"inputs": [{**X, "shape": [3, 2], "data": [1]}]}, 400, "1 elements. Shape [3, 2] takes 6."),
+        ("/v1/infer", {"inputs": [{**X, "datatype": "FP31"}]}, 400, "inputs.0.datatype"),
+        ("/v1/infer", {"inputs": [{**X, "data": [1, 2, 3, "4"]}]}, 400, "'4' at position 3"),
+        ("/v1/infer", {"outputs": ["y", "y"]}, 400, "output 'y' is there twice"),
+        ("/v1/infer", {"outputs": ["q"]}, 400, "there is no output 'q'"),
+        ("/v1/plan", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [0, 3]}]}, 400, "no rows"),
+        ("/v1/plan", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2**40, 2**40]}]}, 413, "Split it."),
+        ("/v1/plan", {"inputs": [X, {"name": "z", "datatype": "FP32", "shape": [3, 2]}]}, 400, "has 3 rows"),
+    ],
+)
+def test_bad_bodies_are_refused_with_the_reason(
+    http: Served, path: str, changes: dict[str, Any], status: int, words: str
+) -> None:
+    answer = post(http, path, {"goal": "doubling", "inputs": [X], **changes})
+    assert (answer.status_code, list(answer.json())) == (status, ["error"])
+    assert words in answer.json()["error"]
+
+
+@pytest.mark.parametrize("sent", [b"", b"{", b"[1]", b"NaN", b"\xff", b"[" * 50_000])
+def test_malformed_bodies_are_refused(http: Served, sent: bytes) -> None:
+    answer = httpx.post(http.url + "/v1/infer", content=sent, headers={"content-type": "application/json"})
+    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+
+
+def test_extensions_and_goals_can_be_looked_at(http: Served) -> None:
+    catalogue = httpx.get(http.url + "/v1/catalogue").json()
+    assert catalogue == {"epoch": 3, "extensions": 17, "goals": 1}
+    page = httpx.get(http.url + "/v1/extensions", params={"limit": 2, "offset": 1}).json()
+    assert (page["total"], [card["id"] for card in page["extensions"]]) == (17, ["raising@1", "full@1"])
+    card = httpx.get(http.url + "/v1/extensions/double@1").json()
+    assert card == httpx.get(http.url + "/v1/extensions/double").json()
+    assert card["inputs"] == [{"name": "x", "type": "vector", "datatype": "FP32", "shape": [-1], "many": 1}]
+    assert card["accuracy"] == {"mean": 1.0, "n_rows": 0, "low": 0.0, "high": 1.0}
+    (goal,) = httpx.get(http.url + "/v1/goals").json()["goals"]
+    assert goal == httpx.get(http.url + "/v1/goals/doubling").json()
+    assert (goal["description"], goal["examples"]) == (GOAL.description, list(GOAL.examples))
+    for path in ("/v1/goals/dubbling", "/v1/extensions/dubble", "/v1/goals/%2e%2e"):
+        assert httpx.get(http.url + path).status_code == 404
+    assert httpx.get(http.url + "/v1/goals", params={"limit": 0}).status_code == 400
+
+
+def test_the_document_describes_the_raw_infer_routes_as_they_are(http: Served) -> None:
+    document = httpx.get(http.url + "/openapi.json").json()
+    operation = document["paths"]["/v2/models/{model}/infer"]["post"]
+    assert {"200", "400", "404", "413", "415", "422", "500", "502", "503", "504"} == set(operation["responses"])
+    (example,) = document["components"]["schemas"]["Inference"]["examples"]
+    Inference.model_validate(example)
+    answer = post(http, "/v2/models/double/infer", example)
+    assert answer.status_code == 200
+    InferenceReply.model_validate(answer.json())
+
+
+def test_every_example_of_the_document_is_answered(http: Served) -> None:
+    schemas = httpx.get(http.url + "/openapi.json").json()["components"]["schemas"]
+    for path, name in (("/v1/infer", "InferBody"), ("/v1/plan", "PlanBody")):
+        for example in schemas[name]["examples"]:
+            assert post(http, path, example).status_code == 200
+
+
+# Whether data fit a shape, or a goal exists, no schema says: so what the schema allows may well be refused.
+_BEYOND_SCHEMAS = [positive_data_acceptance]
+_ENGINE, _LIMITS = NumpyEngine(), Limits()
+schema = schemathesis.openapi.from_asgi("/openapi.json", HttpApp(_ENGINE, create_app(_ENGINE, _LIMITS), _LIMITS))
+
+
+FUZZ = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@schema.parametrize()
+@FUZZ
+def test_whatever_is_sent_is_answered_as_documented(case: schemathesis.Case) -> None:
+    case.call_and_validate(excluded_checks=_BEYOND_SCHEMAS)
+
+
+@schema.include(path_regex=r"^/v2/.*/infer$").parametrize()
+@FUZZ
+def test_whatever_is_sent_to_a_model_that_exists_is_answered_as_documented(case: schemathesis.Case) -> None:
+    case.path_parameters = {**case.path_parameters, "model": "double"}
+    case.call_and_validate(excluded_checks=_BEYOND_SCHEMAS)
