@@ -54,8 +54,8 @@ def _kebab(name: str) -> str:
 class Extension(ABC):
     """One model or component. Class attributes describe it, `setup` loads it, `infer` works on a batch of rows.
 
-    The attributes mean what the fields of `planner.cards.Card` of the same name mean. A constructor takes keyword
-    arguments only, each of a type that JSON has: a replica in another process makes the extension again from them.
+    The attributes mean what the fields of `planner.cards.Card` of the same name mean. A constructor takes arguments
+    of types that JSON has: a replica in another process makes the extension again from them.
     """
 
     name: str = ""  # default: the class name in kebab-case
@@ -78,16 +78,17 @@ class Extension(ABC):
     resources: Resources = Resources()
 
     source: str = ""  # set by loading; default: where the class can be imported from
-    options: Mapping[str, Any]  # the keyword arguments it was constructed with
+    options: Mapping[str, Any]  # the arguments it was constructed with
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if "name" not in cls.__dict__:
             cls.name = _kebab(cls.__name__)
 
-    def __new__(cls, **options: Any) -> Self:
+    def __new__(cls, *positional: Any, **options: Any) -> Self:
         self = super().__new__(cls)
-        self.options = options
+        named = zip(list(inspect.signature(cls.__init__).parameters)[1:], positional, strict=False)
+        self.options = {**dict(named), **options}
         return self
 
     def __init__(self) -> None:  # noqa: B027
@@ -96,6 +97,9 @@ class Extension(ABC):
 
     def setup(self) -> None:  # noqa: B027 - overriding is optional
         """Loads weights and the like, once per replica before the first `infer`. May be slow."""
+
+    def close(self) -> None:  # noqa: B027 - overriding is optional
+        """Gives back what `setup` took (connections, files), when the replica ends. Not called after a crash."""
 
     # `*_` is there for the type checker only: with it, an override may name its ports as parameters.
     @abstractmethod
@@ -335,8 +339,8 @@ def _output(what: str, values: Any, feature: Feature, n_rows: int) -> Array:
             return values.astype(wanted)
     if values.dtype.kind in "iu" and wanted.kind in "iu":
         limits = np.iinfo(wanted)
-        low, high = int(values.min(initial=limits.max)), int(values.max(initial=limits.min))
-        if values.size and not (limits.min <= low and high <= limits.max):
+        low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+        if not (limits.min <= low and high <= limits.max):
             raise ExtensionBroken(f"{what} has values from {low} to {high}, which {feature.datatype} cannot hold.")
         return values.astype(wanted)
     raise ExtensionBroken(

@@ -81,10 +81,13 @@ class ModelRegistry:
 
     `uri` is a server (`http://host:5000`) or a database (`sqlite:///path`); with a database, `artifact_root` says
     where artifacts are kept, a server knows that itself. Safe to use from several threads and processes.
-    Every method raises StoreUnavailable when the registry does not answer, within a minute at the most.
+    Every method raises StoreUnavailable when the registry does not answer, within a minute at the most; so does
+    the constructor for an empty `uri`.
     """
 
     def __init__(self, uri: str, cache_dir: Path, *, artifact_root: Path | None = None) -> None:
+        if not uri:  # MLflow would take the process-wide one, or make a database in the working directory
+            raise StoreUnavailable("no model registry is set.", hint="Say where MLflow is, or start one: `fenix up`.")
         self.uri = uri
         self._cache_dir = cache_dir
         self._artifact_root = artifact_root

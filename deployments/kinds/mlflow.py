@@ -43,12 +43,8 @@ _DATATYPES = {np.dtype(dtype).name: name for name, dtype in DATATYPES.items()} |
 def find_model(source: str, *, mlflow_uri: str, cache_dir: Path) -> tuple[type[Extension], ModelVersion, Path]:
     """The kind of extension that a model version is, the version, and the local folder to make the extension from.
 
-    Raises BadCard without an MLflow to ask, ModelNotFound, StoreUnavailable, ArtifactRefused.
+    Raises ModelNotFound, StoreUnavailable, ArtifactRefused.
     """
-    if not mlflow_uri:
-        raise BadCard(
-            f"source {source!r} needs an MLflow server.", hint="Say where it is, or bring one up: `fenix up`."
-        )
     registry = ModelRegistry(mlflow_uri, cache_dir)
     version = registry.resolve(source)
     folder = registry.fetch(version)
@@ -122,9 +118,7 @@ class MlflowExtension(Extension):
         if self._columns:
             import pandas as pd
 
-            return pd.DataFrame(
-                {name: _texts(array) if array.dtype.kind == "O" else array for name, array in inputs.items()}
-            )
+            return pd.DataFrame({name: _column(values) for name, values in inputs.items()})
         if all(entry.get("name") for entry in _schema(self._model, "inputs")):
             return dict(inputs)
         return next(iter(inputs.values()))
@@ -174,7 +168,10 @@ def _ports(
         spec = entry.get("tensor-spec") or {"dtype": entry.get("type"), "shape": [-1]}
         datatype = _DATATYPES.get(str(spec["dtype"]))
         if datatype is None:
-            raise ArtifactRefused(f"{side}: {name!r} is a {spec['dtype']}, which has no Open Inference datatype.")
+            raise ArtifactRefused(
+                f"{side}: {name!r} has type {spec['dtype']!r}, which has no Open Inference datatype.",
+                hint="Log the model with a signature of numbers, booleans and texts.",
+            )
         ports.append((name, datatype, tuple(int(d) for d in spec["shape"][1:])))
     if together:
         datatypes = {datatype for _, datatype, _ in ports}
@@ -186,8 +183,8 @@ def _ports(
     ], columns
 
 
-def _texts(values: Array) -> list[str]:
-    return [value.decode("utf-8", "replace") for value in values]
+def _column(values: Array) -> Any:
+    return [value.decode("utf-8", "replace") for value in values] if values.dtype.kind == "O" else values
 
 
 def _slug(name: str) -> str:

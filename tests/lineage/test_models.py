@@ -12,16 +12,12 @@ import pytest
 from lineage.errors import ArtifactRefused, ModelNotFound, StoreUnavailable
 from lineage.identity import hash_folder
 from lineage.models import ModelRegistry, ModelVersion, describe_folder, read_descriptor
+from tests.lineage.stores import artifacts, model_registry
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mlflow")
-
-
-@pytest.fixture(scope="module")
-def registry(store: Path) -> ModelRegistry:
-    return ModelRegistry(f"sqlite:///{store}/mlflow.db", store / "cache", artifact_root=store / "artifacts")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
+    return model_registry(tmp_path_factory.mktemp("cache"))
 
 
 def model(folder: Path, text: str = "weights") -> Path:
@@ -77,13 +73,14 @@ def test_fetching_twice_gives_the_same_folder_and_repairs_a_damaged_one(
     assert (registry.fetch(version) / "inner" / "weights").read_text() == "kept"
 
 
-def test_artifacts_that_changed_in_the_store_are_refused(registry: ModelRegistry, store: Path, tmp_path: Path) -> None:
+def test_artifacts_that_changed_in_the_store_are_refused(tmp_path: Path) -> None:
+    registry = model_registry(tmp_path / "cache")
     version = registry.register("tampered", model(tmp_path / "m", "mine"), content="c")
-    (weights,) = [path for path in (store / "artifacts").rglob("weights") if path.read_text() == "mine"]
+    (weights,) = [path for path in artifacts().rglob("weights") if path.read_text() == "mine"]
     weights.write_text("theirs")
     with pytest.raises(ArtifactRefused, match="not the ones that were registered"):
         registry.fetch(version)
-    assert not (store / "cache" / version.digest).exists()
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_digest_that_leads_out_of_the_cache_is_refused(registry: ModelRegistry) -> None:
