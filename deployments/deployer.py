@@ -28,7 +28,7 @@ def deploy(
     """Deploys extensions and goals on the cluster this process is connected to; returns the cards as registered.
 
     A source is a card, or what `deployments.loading.describe` reads. When this returns, the catalogue holds them
-    durably and every gateway is about to plan with them. Raises BadCard, with nothing changed, when one does not
+    durably and every gateway plans with them (one that does not answer within 5 s will, once it does). Raises BadCard, with nothing changed, when one does not
     start or breaks the contract; Conflict when its id is taken by something else.
     """
     return asyncio.run(_deploy(sources, goals, installation, report))
@@ -69,6 +69,7 @@ async def _deploy(
         await delete(list(started.running))
         raise
     epoch = await registry.put(measured, goals)
+    await registry.followed(epoch)
     report(f"registered {len(measured)} extensions and {len(goals)} goals (epoch {epoch})")
     return tuple(measured)
 
@@ -78,6 +79,7 @@ async def _remove(extensions: Sequence[str], goals: Sequence[str], report: Repor
     catalogue = await registry.catalogue()
     ids = [catalogue.card(name).id for name in extensions]
     epoch = await registry.remove(ids, goals)
+    await registry.followed(epoch)
     report(f"removed {', '.join([*ids, *goals])} from the catalogue (epoch {epoch})")
     await delete(ids)
 

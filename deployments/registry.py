@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ class Registry:
         self._catalogue = store.load()
         self._changes: deque[Change] = deque(maxlen=KEPT_CHANGES)
         self._changed = asyncio.Condition()
+        self._followers: dict[str, tuple[int, float]] = {}  # id -> its epoch, and when it last asked (loop time)
 
     async def put(self, cards: Sequence[Card], goals: Sequence[Goal] = (), replace: bool = False) -> int:
         """Registers cards and goals; returns the new epoch, at which they are durable.
@@ -75,11 +77,16 @@ class Registry:
             return self._catalogue.epoch
         return await self._write(Change(self._catalogue.epoch + 1, tuple(cards)))
 
-    async def since(self, epoch: int, wait_s: float) -> list[Change]:
+    async def since(self, epoch: int, wait_s: float, follower: str = "") -> list[Change]:
         """The changes after `epoch`, in order; waits up to `wait_s` for one, then returns none.
 
-        A follower that is too far behind (or ahead, after a restore) gets one whole change.
+        A follower that is too far behind (or ahead, after a restore) gets one whole change. One that names itself
+        counts in `followed`.
         """
+        if follower:
+            self._followers[follower] = (epoch, asyncio.get_running_loop().time())
+            async with self._changed:
+                self._changed.notify_all()
         if epoch == self._catalogue.epoch:
             try:
                 async with asyncio.timeout(wait_s), self._changed:
@@ -90,6 +97,21 @@ class Registry:
             return [change for change in self._changes if change.epoch > epoch]
         everything = self._catalogue
         return [Change(everything.epoch, (*everything.cards.values(),), (*everything.goals.values(),), whole=True)]
+
+    async def followed(self, epoch: int, wait_s: float) -> bool:
+        """Whether every follower is at `epoch`; waits up to `wait_s` for that. Those gone silent do not count."""
+        now_s = asyncio.get_running_loop().time
+
+        def all_there() -> bool:
+            alive = [at for at, asked_s in self._followers.values() if now_s() - asked_s < WATCH_S + 5.0]
+            return all(at >= epoch for at in alive)
+
+        try:
+            async with asyncio.timeout(wait_s), self._changed:
+                await self._changed.wait_for(all_there)
+        except TimeoutError:
+            return False
+        return True
 
     async def _write(self, change: Change) -> int:
         self._store.write(change)
@@ -119,7 +141,7 @@ class CatalogueActor:
             return error.with_traceback(None)
 
 
-_METHODS = frozenset({"put", "remove", "profiles", "since"})
+_METHODS = frozenset({"put", "remove", "profiles", "since", "followed"})
 
 
 class RegistryClient:
@@ -141,10 +163,14 @@ class RegistryClient:
         """See `Registry.profiles`."""
         return int(await self._call("profiles", dict(measured)))
 
-    async def since(self, epoch: int, wait_s: float) -> list[Change]:
+    async def since(self, epoch: int, wait_s: float, follower: str = "") -> list[Change]:
         """See `Registry.since`."""
-        changes: list[Change] = await self._call("since", epoch, wait_s)
+        changes: list[Change] = await self._call("since", epoch, wait_s, follower)
         return changes
+
+    async def followed(self, epoch: int, wait_s: float = 5.0) -> bool:
+        """See `Registry.followed`."""
+        return bool(await self._call("followed", epoch, wait_s))
 
     async def catalogue(self) -> Catalogue:
         """The whole catalogue as it is now."""
@@ -152,16 +178,28 @@ class RegistryClient:
         return Catalogue().apply(whole)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
-        try:
-            if self._actor is None:
-                self._actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
-            async with asyncio.timeout(self._timeout_s):
-                reply = await self._actor.call.remote(method, arguments)
-        except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
-            self._actor = None
-            raise ClusterDown(
-                f"the catalogue does not answer ({type(error).__name__}).", hint="Look at `fenix status`."
-            ) from None
+        """One call; while the actor is being restarted, tried again until `timeout_s` is over.
+
+        Trying again is safe: a put of the same content changes nothing but the epoch.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self._timeout_s
+        pause_s = 0.05
+        while True:
+            try:
+                if self._actor is None:
+                    self._actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+                async with asyncio.timeout_at(until_s):
+                    reply = await self._actor.call.remote(method, arguments)
+                break
+            except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
+                self._actor = None
+                if loop.time() + pause_s > until_s:
+                    raise ClusterDown(
+                        f"the catalogue does not answer ({type(error).__name__}).", hint="Look at `fenix status`."
+                    ) from None
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.0, pause_s * 2)
         if isinstance(reply, FenixError):
             raise reply
         return reply
@@ -187,6 +225,7 @@ class CatalogueFollower:
         self._client = client
         self._changed = changed
         self._task: asyncio.Task[None] | None = None
+        self._id = uuid.uuid4().hex
         self.catalogue = Catalogue(epoch=-1)
 
     async def start(self) -> None:
@@ -202,7 +241,7 @@ class CatalogueFollower:
         pause_s = 0.1
         while True:
             try:
-                self._take(await self._client.since(self.catalogue.epoch, WATCH_S))
+                self._take(await self._client.since(self.catalogue.epoch, WATCH_S, self._id))
                 pause_s = 0.1
             except ClusterDown as error:  # the last snapshot goes on serving meanwhile
                 _log.warning("%s Trying again in %.1f s.", error.message, pause_s)

@@ -101,3 +101,22 @@ def test_profiles_of_extensions_that_are_gone_are_passed_over() -> None:
         assert await registry.profiles({card("gone").id: LatencyProfile(1.0)}) == 2
 
     asyncio.run(scenario())
+
+
+def test_a_change_is_followed_once_every_follower_that_still_asks_has_it() -> None:
+    async def scenario() -> None:
+        registry = Registry(MemoryCatalogueStore())
+        assert await registry.followed(1, 0.0)
+        ahead = asyncio.create_task(registry.since(0, 60.0, "ahead"))
+        behind = asyncio.create_task(registry.since(0, 60.0, "behind"))
+        await asyncio.sleep(0)
+        epoch = await registry.put([card("a")])
+        await asyncio.gather(ahead, behind)
+        asking = asyncio.create_task(registry.since(epoch, 60.0, "ahead"))
+        assert not await registry.followed(epoch, 0.01)
+        asking_too = asyncio.create_task(registry.since(epoch, 60.0, "behind"))
+        assert await registry.followed(epoch, 60.0)
+        for task in (asking, asking_too):
+            task.cancel()
+
+    asyncio.run(scenario())
