@@ -28,8 +28,8 @@ def deploy(
     """Deploys extensions and goals on the cluster this process is connected to; returns the cards as registered.
 
     A source is a card, or what `deployments.loading.describe` reads. When this returns, the catalogue holds them
-    durably and every gateway plans with them (one that does not answer within 5 s will, once it does). Raises BadCard, with nothing changed, when one does not
-    start or breaks the contract; Conflict when its id is taken by something else.
+    durably and every gateway plans with them (one that is silent for 5 s will, once it is back). Raises BadCard, with
+    nothing changed, when one does not start or breaks the contract; Conflict when its id is taken by something else.
     """
     return asyncio.run(_deploy(sources, goals, installation, report))
 

@@ -19,8 +19,8 @@ from planner.dispatch import Dispatcher
 from planner.errors import BadCard, NoPlan
 from planner.features import Array, Rows
 from planner.goals import Goal, Terms
-from planner.plans import Plan, PlanRequest
 from planner.plan import plan
+from planner.plans import Plan, PlanRequest
 
 TIMEOUT_S = 60.0
 CHUNK_ROWS = 512
