@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cluster import flags, processes
+from cluster.head import READY
 from cluster.processes import RUN_VARIABLE, ProcessId
 from cluster.settings import Settings, load
 from cluster.supervisor import Service
@@ -148,12 +150,15 @@ def up(settings: Settings, report: Report, install: Install | None = None) -> Ru
             with _step(report, "Starting Ray and MLflow" if settings.mlflow.is_ours else "Starting Ray"):
                 _start_supervisor(settings, run["run_id"])
                 imported = _import_ray()
-                _wait_for_services(settings)
+                _wait_for(settings, "ray")
                 imported.join()
             with ExitStack() as stack:
                 with _step(report, "Starting Serve"):
                     stack.enter_context(connected(settings))
                     _start_serve(settings)
+                if settings.mlflow.is_ours:  # it takes longest, and only what comes now needs it
+                    with _step(report, "Waiting for MLflow"):
+                        _wait_for(settings, "mlflow")
                 with _step(report, "Starting the catalogue and the gateway"):
                     (install or _default_install())(installation(settings), report)
             run["ready"] = True
@@ -245,6 +250,7 @@ def connected(settings: Settings) -> Iterator[None]:
         return
     if not processes.port_answers(settings.ray.node_ip, settings.ray.port):
         raise ClusterDown(f"No Ray head answers at {settings.ray.address}.", hint="Start one with `fenix up`.")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     AuthenticationTokenLoader.instance().reset_cache()  # this process may have met another cluster before
     try:
         ray.init(
@@ -353,43 +359,29 @@ def _service_json(service: Service) -> dict[str, Any]:
 
 def _ray_command(settings: Settings, temp_dir: Path) -> list[str]:
     ray = settings.ray
-    options = {
-        "--node-ip-address": ray.node_ip,
-        "--port": ray.port,
-        "--temp-dir": temp_dir,
-        "--include-dashboard": str(ray.dashboard).lower(),
-        "--dashboard-host": ray.node_ip,
-        "--dashboard-port": ray.dashboard_port,
+    parameters = {
+        "node_ip_address": ray.node_ip,
+        "gcs_server_port": ray.port,
+        "temp_dir": str(temp_dir),
+        "include_dashboard": ray.dashboard,
+        "dashboard_host": ray.node_ip,
+        "dashboard_port": ray.dashboard_port,
         # Ray would take fixed ports for these, and two clusters on one machine would collide.
-        "--dashboard-agent-listen-port": 0,
-        "--min-worker-port": 0,
-        "--max-worker-port": 0,
-        "--ray-client-server-port": processes.free_ports(1, ray.node_ip)[0],
-        "--include-log-monitor": "false",  # it would send replicas' prints to drivers; they are in the logs
-        "--log-style": "record",
+        "dashboard_agent_listen_port": 0,
+        "min_worker_port": 0,
+        "max_worker_port": 0,
+        "num_cpus": ray.num_cpus,
+        "num_gpus": ray.num_gpus,
+        "object_store_memory": ray.object_store_mib << 20 if ray.object_store_mib else None,
+        "include_log_monitor": False,  # it would send replicas' prints to drivers; they are in the logs
+        "no_monitor": ray.is_loopback,  # the autoscaler's: no machine joins
     }
-    if ray.num_cpus is not None:
-        options["--num-cpus"] = ray.num_cpus
-    if ray.num_gpus is not None:
-        options["--num-gpus"] = ray.num_gpus
-    if ray.object_store_mib is not None:
-        options["--object-store-memory"] = ray.object_store_mib * 2**20
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    if ray.is_loopback:
-        command.append("--no-monitor")  # the autoscaler's; no machine joins
-    return command + [f"{name}={value}" for name, value in options.items()]
+    return [sys.executable, "-m", "cluster.head", json.dumps(parameters)]
 
 
 def _mlflow_command(settings: Settings) -> list[str]:
-    state = settings.state_dir
-    return [
-        *(sys.executable, "-m", "mlflow", "server"),
-        *("--host", settings.mlflow.host, "--port", str(settings.mlflow.port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{state / 'mlflow.db'}"),
-        *("--artifacts-destination", str(state / "artifacts")),
-        # Access logs of every poll would fill the disk and hide what matters.
-        *("--uvicorn-opts", "--no-access-log"),
-    ]
+    mlflow = settings.mlflow
+    return [sys.executable, "-m", "cluster.mlflow_server", str(settings.state_dir), mlflow.host, str(mlflow.port)]
 
 
 def _import_ray() -> threading.Thread:
@@ -403,24 +395,21 @@ def _import_ray() -> threading.Thread:
     return thread
 
 
-def _wait_for_services(settings: Settings) -> None:
-    """Returns when the head and MLflow answer. Raises ClusterDown with the end of the log of one that died."""
+def _wait_for(settings: Settings, name: Literal["ray", "mlflow"]) -> None:
+    """Returns when that service answers. Raises ClusterDown with the end of the log of any that died meanwhile."""
     deadline_s = time.monotonic() + SERVICES_TIMEOUT_S
-    ray_log = settings.state_dir / "logs" / "ray.log"
-    waiting = {"ray", "mlflow"} if settings.mlflow.is_ours else {"ray"}
-    while waiting:
+    log = settings.state_dir / "logs" / f"{name}.log"
+    while not (_ray_answers(log) if name == "ray" else _mlflow_answers(settings)):
         for service in (_read(settings, "supervisor.json") or {}).get("services", []):
             if service["exit_status"] is not None:
                 _raise_dead(service["name"], Path(service["log"]), f"ended with status {service['exit_status']}")
-        if "ray" in waiting and ray_log.exists() and "Ray runtime started" in ray_log.read_text(errors="replace"):
-            waiting.discard("ray")
-        if "mlflow" in waiting and _mlflow_answers(settings):
-            waiting.discard("mlflow")
-        if waiting and time.monotonic() > deadline_s:
-            name = min(waiting)
-            log = settings.state_dir / "logs" / f"{name}.log"
+        if time.monotonic() > deadline_s:
             _raise_dead(name, log, f"did not answer within {SERVICES_TIMEOUT_S:.0f} s")
         time.sleep(0.05)
+
+
+def _ray_answers(log: Path) -> bool:
+    return log.exists() and READY in log.read_text(errors="replace")
 
 
 def _raise_dead(name: str, log: Path, what: str) -> None:
