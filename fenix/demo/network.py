@@ -9,7 +9,7 @@ from torch import nn
 
 
 class DigitNetwork(nn.Module):
-    """A small convolutional network: pixels (n, 64) in [0, 1] in, probabilities (n, 10) out."""
+    """A small convolutional network: pixels (n, 64) in [0, 1] in, a logit per digit (n, 10) out."""
 
     def __init__(self, channels: int = 8, dropout: float = 0.3) -> None:
         super().__init__()
@@ -26,7 +26,4 @@ class DigitNetwork(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.logits(pixels).softmax(dim=1)
-
-    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, self.layers(pixels))

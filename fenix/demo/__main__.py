@@ -1,0 +1,180 @@
+"""`python -m fenix.demo`, which `make demo` calls: fits, starts, deploys, shows, and stops everything again.
+
+Exit code 0 when all went well; 1 when something failed, or when the digits goal answered fewer held-out digits
+rightly than its best single model; 130 when interrupted. Whatever happens, nothing is left running and nothing is
+left on disk.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fenix.output import explain
+from lineage.errors import FenixError
+
+if TYPE_CHECKING:
+    from cluster.settings import Settings
+    from fenix.client import Client
+
+SILENCE_S = 2.2
+GATEWAY_FOLLOWS_S = 10.0
+PIPE_WIDTH = 120  # characters, where there is no terminal that says its width
+
+
+class Voice(Console):
+    """The console of the demo. `report` prints a line of progress; after `SILENCE_S` without output it says that the
+    last of them still goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        self._started_s = self._spoke_s = time.monotonic()
+        self._doing = "starting"
+        self._ended = threading.Event()
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        self._spoke_s = time.monotonic()
+        super().print(*objects, **options)
+
+    def report(self, text: str) -> None:
+        """One line of progress, with the seconds since the start."""
+        self._doing = text.strip()
+        self._line(text)
+
+    @contextmanager
+    def speaking(self) -> Iterator[None]:
+        """Never silent for long, as long as the block runs."""
+        thread = threading.Thread(target=self._watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.1):
+            if time.monotonic() - self._spoke_s > SILENCE_S:
+                self._line(f"... {self._doing}")
+
+    def _line(self, text: str) -> None:
+        line = Text.assemble((f"{time.monotonic() - self._started_s:6.1f} s  ", "dim"), text)
+        self.print(line, no_wrap=True, overflow="ellipsis")
+
+
+def main() -> int:
+    """Runs the demo; returns the exit code."""
+    voice = Voice()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with voice.speaking(), tempfile.TemporaryDirectory(prefix="fenix-demo-") as folder:
+            return _demo(Path(folder), voice)
+    except KeyboardInterrupt:
+        voice.print("Interrupted; everything is stopped.")
+        return 130
+    except FenixError as error:
+        voice.print(Text.assemble(("Error: ", "bold red"), explain(error)))
+        return 1
+
+
+def _demo(folder: Path, voice: Voice) -> int:
+    voice.report("loading torch, scikit-learn, MLflow and Ray")
+    from cluster import lifecycle
+    from cluster.processes import free_ports
+    from cluster.settings import load
+    from fenix.demo import training
+
+    fitted = training.fit_all(voice.report)
+    http, grpc, ray, mlflow = free_ports(4)
+    settings = load(
+        environment={},
+        overrides={
+            "state_dir": str(folder / "state"),
+            "http_port": http,
+            "grpc_port": grpc,
+            "ray.port": ray,
+            "mlflow.port": mlflow,
+        },
+    )
+    running = lifecycle.up(settings, voice.report)
+    try:
+        for name, address in running.addresses.items():
+            voice.report(f"{name:7} {address}")
+        holds = _deployed(settings, fitted, voice)
+    finally:
+        with _uninterrupted():
+            lifecycle.down(settings, voice.report)
+    return 0 if holds else 1
+
+
+def _deployed(settings: Settings, fitted: Any, voice: Voice) -> bool:
+    """Registers, deploys, tells the story. Returns whether it ended as it should."""
+    from cluster import lifecycle
+    from deployments import deployer
+    from fenix.client import Client
+    from fenix.demo import training
+    from fenix.demo.goals import tasks
+    from fenix.demo.story import Storyteller
+    from lineage.models import ModelRegistry
+
+    installation = lifecycle.installation(settings)
+    registry = ModelRegistry(installation.mlflow_uri, Path(installation.cache_dir))
+    voice.report("registering the models in MLflow")
+    training.register_all(fitted, registry, voice.report)
+    cards = training.priced_cards(voice.report, mlflow_uri=registry.uri, cache_dir=installation.cache_dir)
+    with_data = {task.goal.name: task for task in tasks()}
+    goals = [task.validated(settings.state_dir / "validation") for task in with_data.values()]
+    with lifecycle.connected(settings):
+        deployer.deploy(cards, goals, installation, voice.report)
+    with Client(settings.http_url) as client:
+        _wait_for_goals(client, set(with_data))
+        costs = {card.name: card.cost for card in cards}
+        story = Storyteller(client, voice, voice.report, with_data, costs)
+        story.requests()
+        story.terms()
+        story.sentences()
+        story.cascade()
+        holds = story.totals(settings.http_url)
+    voice.print()
+    if not holds:
+        voice.print("read-digit answered fewer held-out digits rightly than its best single model.", style="bold red")
+    return holds
+
+
+def _wait_for_goals(client: Client, names: set[str]) -> None:
+    """Until the gateway has heard of the deployment. Raises FenixError when it does not."""
+    until_s = time.monotonic() + GATEWAY_FOLLOWS_S
+    while not names <= {goal["name"] for goal in client.goals()}:
+        if time.monotonic() > until_s:
+            raise FenixError("the gateway does not follow the catalogue.", hint="Run the demo again.")
+        time.sleep(0.05)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Stopping goes on to its end, however often someone asks for it."""
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
