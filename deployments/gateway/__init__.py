@@ -1,1 +1,18 @@
-"""The inference endpoints: Open Inference Protocol over HTTP and gRPC, and `/v1`."""
+"""The inference endpoints: Open Inference Protocol over HTTP and gRPC, and `/v1`.
+
+A request comes in at `server.py` (sockets), is decoded at `http.py` or `grpc.py` (the two faces) by `codec.py` (JSON
+and binary tensors) or `protocol.py` (protobuf, described in `openinference.proto`), and is answered by `engine.py`.
+
+messages.py     the records between the faces and the engine
+engine.py       analyse, plan, dispatch
+codec.py        tensors and parameters over HTTP, both directions, for servers and clients
+protocol.py     the same over gRPC
+http.py         the raw ASGI application: infer routes here, the rest to FastAPI
+rest.py         FastAPI: health, metadata, `/v1`, the OpenAPI document
+schemas.py      the JSON of `/v1`
+grpc.py         the gRPC service
+metadata.py     goals and extensions as the protocol shows models
+limits.py       what one client may take from the others
+server.py       the listening sockets
+app.py          all of it as a Serve deployment
+"""

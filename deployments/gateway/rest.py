@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
@@ -16,6 +16,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from deployments.gateway.codec import (
+    MAX_ID_CHARS,
     check_inputs,
     check_names,
     check_shape,
@@ -188,17 +189,18 @@ def _v2(engine: Engine) -> APIRouter:
 # --------------------------------------------------------------------------------------------------------------- /v1
 
 _Limit = Annotated[int, Query(ge=1, le=10_000, description="At most this many.")]
+_RequestId = Annotated[str, Header(max_length=MAX_ID_CHARS, description="The id of a request whose body has none.")]
 _Offset = Annotated[int, Query(ge=0, le=2**53, description="Leave out the first ones.")]
 
 
 def _v1(engine: Engine, limits: Limits) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["Fenix"], route_class=_Route)
 
-    @router.post("/infer", responses=_RUNNING, response_model_exclude_none=False)
-    async def infer(body: InferBody) -> AnswerBody:
+    @router.post("/infer", responses=_RUNNING)
+    async def infer(body: InferBody, x_request_id: _RequestId = "") -> AnswerBody:
         """Finds the best plan for a sentence, wanted feature types or a goal, runs it, and says how it went."""
         inputs = decode_inputs(_tensors(body.inputs), limits.max_rows)
-        request = _request(body, inputs, tuple(body.outputs), body.id)
+        request = _request(body, inputs, tuple(body.outputs), body.id or x_request_id)
         explanation = await engine.explain(request) if body.explain else None
         return AnswerBody.of(await engine.infer(request), explanation)
 

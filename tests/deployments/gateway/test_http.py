@@ -158,6 +158,9 @@ def test_the_header_names_a_request_whose_body_does_not(http: Served) -> None:
     assert post(http, x_request_id="h1").json()["id"] == "h1"
     assert post(http, content=orjson.dumps({"inputs": [X], "id": "b1"}), x_request_id="h1").json()["id"] == "b1"
     assert post(http, x_request_id="h" * 300).status_code == 400
+    sent = orjson.dumps({"goal": "double", "inputs": [X]})
+    assert post(http, "/v1/infer", sent, x_request_id="h1").json()["id"] == "h1"
+    assert post(http, "/v1/infer", sent, x_request_id="h" * 300).status_code == 400
 
 
 @pytest.mark.parametrize(
