@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.gateway.engine import Engine
+from deployments.gateway.messages import InferAnswer, InferRequest
+from planner.calls import LocalCalls
+from planner.cards import Accuracy, Card, ExtensionId, LatencyProfile
+from planner.catalogue import Catalogue
+from planner.errors import BadInput, BadRequest, BadTerms, NoPlan, NotFound, TermsUnmet, Unsure
+from planner.features import Array, Feature, Port, Rows
+from planner.goals import Goal, Terms
+
+NUMBER, DOUBLE = Feature("number/plain", "FP32"), Feature("number/double", "FP32")
+TEXT, WORDS = Feature("text", "BYTES"), Feature("count/words", "INT64")
+
+
+def one(name: str, takes: Feature, gives: Feature, port: str, out: str, version: str = "1", **more: Any) -> Card:
+    return Card(name, version, (Port(port, takes),), (Port(out, gives),), **more)
+
+
+CARDS = (
+    one("exact", NUMBER, DOUBLE, "x", "y", cost=3.0, accuracy=Accuracy(0.99, 100), profile=LatencyProfile(5.0)),
+    one("rough", NUMBER, DOUBLE, "x", "y", cost=0.1, accuracy=Accuracy(0.90, 100), profile=LatencyProfile(1.0)),
+    one("words", TEXT, WORDS, "text", "n"),
+    one("words", TEXT, WORDS, "text", "n", version="2"),
+)
+GOALS = (
+    Goal("double", (Port("x", NUMBER),), (Port("y", DOUBLE),), description="Double a number."),
+    Goal(
+        "count",
+        (Port("text", TEXT),),
+        (Port("n", WORDS),),
+        description="Count the words of a text.",
+        terms=Terms(deadline_ms=5000.0),
+    ),
+)
+
+
+def doubling(by: float, sure: float) -> Any:
+    def work(rows: dict[str, Array]) -> Mapping[str, Rows]:
+        x = rows["x"]
+        return {"y": Rows(x * np.float32(by), np.full(len(x), sure, np.float32))}
+
+    return work
+
+
+def counting(rows: dict[str, Array]) -> Mapping[str, Rows]:
+    return {"n": Rows(np.array([len(text.split()) for text in rows["text"]], np.int64))}
+
+
+WORK = {"exact@1": doubling(2.0, 0.75), "rough@1": doubling(2.125, 0.5), "words@1": counting, "words@2": counting}
+
+
+def infer(**request: Any) -> InferAnswer:
+    async def scenario() -> InferAnswer:
+        engine = Engine(LocalCalls({ExtensionId(id_): work for id_, work in WORK.items()}))
+        engine.follow(Catalogue.of(CARDS, GOALS))
+        return await engine.infer(InferRequest(**request))
+
+    return asyncio.run(scenario())
+
+
+X = {"x": np.array([1, 2], np.float32)}
+A_TEXT = {"text": np.array([b"one two three"], dtype=object)}
+
+
+def test_a_goal_is_reached_by_name_with_the_plan_that_suits_the_terms() -> None:
+    cheap = infer(model="double", inputs=X, terms={"max_cost": 1.0})
+    exact = infer(model="double", inputs=X, terms={"min_accuracy": 0.95})
+    assert cheap.outputs["y"].values.tolist() == [2.125, 4.25]
+    assert exact.outputs["y"].values.tolist() == [2.0, 4.0]
+    assert exact.parameters["plan"] != cheap.parameters["plan"]
+
+
+def test_the_answer_says_plan_trace_confidence_and_flags() -> None:
+    answer = infer(model="double", inputs=X, id="mine", terms={"min_accuracy": 0.95})
+    assert (answer.id, answer.model, answer.version) == ("mine", "double", "1")
+    assert answer.parameters["confidence"] == 0.75
+    assert answer.parameters["flags"] == ""
+    assert len(str(answer.parameters["trace_id"])) == 32
+    assert [record.extension for record in answer.steps] == ["exact@1"]
+
+
+def test_an_extension_is_reached_by_name_and_version() -> None:
+    assert infer(model="rough", inputs=X).version == "1"
+    assert infer(model="words@2", inputs=A_TEXT).version == "2"
+    assert infer(model="words", version="2", inputs=A_TEXT).outputs["n"].values.tolist() == [3]
+    with pytest.raises(NotFound, match="several versions"):
+        infer(model="words", inputs=A_TEXT)
+
+
+def test_a_goal_is_reached_by_a_sentence_and_an_unclear_one_is_asked_back() -> None:
+    assert infer(sentence="count the words in this text", inputs=A_TEXT).model == "count"
+    with pytest.raises(Unsure) as error:
+        infer(sentence="what is the weather like", inputs=A_TEXT)
+    assert error.value.nearest
+
+
+def test_wanted_types_need_no_goal_and_inputs_are_typed_by_name_or_by_what_they_state() -> None:
+    exact = {"min_accuracy": 0.95}
+    assert infer(wanted=("number/double",), inputs=X, terms=exact).outputs["double"].values.tolist() == [2.0, 4.0]
+    named = {"anything": X["x"]}
+    stated = infer(wanted=("number/double",), inputs=named, types={"anything": "number/plain"}, terms=exact)
+    assert stated.outputs["double"].values.tolist() == [2.0, 4.0]
+    with pytest.raises(BadInput, match="no known feature"):
+        infer(wanted=("number/double",), inputs=named)
+    with pytest.raises(NoPlan, match="nothing produces `number/tripled`"):
+        infer(wanted=("number/tripled",), inputs=X)
+
+
+def test_outputs_are_chosen_by_name_and_confidence_can_be_a_tensor() -> None:
+    answer = infer(model="exact", inputs=X, outputs=("y.confidence", "y"))
+    assert list(answer.outputs) == ["y.confidence", "y"]
+    assert answer.outputs["y.confidence"].values.tolist() == [0.75, 0.75]
+    with pytest.raises(BadRequest, match="no output 'z'"):
+        infer(model="exact", inputs=X, outputs=("z",))
+    with pytest.raises(BadRequest, match="without a confidence"):
+        infer(model="words@1", inputs=A_TEXT, outputs=("n.confidence",))
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "why"),
+    [
+        ({"model": "dubble", "inputs": X}, NotFound, "no goal or extension 'dubble'"),
+        ({"model": "double", "version": "9", "inputs": X}, NotFound, "has version 1"),
+        ({"model": "double", "inputs": {"z": X["x"]}}, BadInput, "no input 'z'"),
+        ({"model": "double", "inputs": {}}, BadInput, "no inputs"),
+        ({"model": "double", "inputs": {"x": np.ones(2)}}, BadInput, "datatype FP64"),
+        ({"model": "double", "inputs": {"x": np.ones((2, 2), np.float32)}}, BadInput, r"shape \[2, 2\]"),
+        ({"model": "double", "inputs": {"x": np.ones(0, np.float32)}}, BadInput, "no rows"),
+        ({"model": "double", "inputs": X, "terms": {"dedline_ms": 1}}, BadTerms, "dedline_ms"),
+        ({"model": "double", "inputs": X, "terms": {"max_cost": 0.1, "min_accuracy": 0.95}}, TermsUnmet, "cost"),
+        ({"model": "exact", "inputs": X, "terms": {"max_cost": 1.0}}, TermsUnmet, "max_cost 1: 3 is predicted"),
+        ({"inputs": X}, BadRequest, "names no goal"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_typed_error(
+    request_: dict[str, Any], error: type[Exception], why: str
+) -> None:
+    with pytest.raises(error, match=why):
+        infer(**request_)
+
+
+def test_explaining_plans_without_running_anything() -> None:
+    async def scenario() -> None:
+        engine = Engine(LocalCalls({}))
+        engine.follow(Catalogue.of(CARDS, GOALS))
+        told = await engine.explain(InferRequest(inputs={}, model="double"))
+        assert told.goal == "double"
+        assert told.plans.best.reason
+        assert {plan.extensions() for plan in told.plans.plans} >= {("exact@1",), ("rough@1",)}
+
+    asyncio.run(scenario())
+
+
+def test_live_traffic_shows_in_the_profiles() -> None:
+    async def scenario() -> None:
+        engine = Engine(LocalCalls({ExtensionId(id_): work for id_, work in WORK.items()}))
+        slow = CARDS[0].but(profile=LatencyProfile(500.0))
+        engine.follow(Catalogue.of([slow], GOALS[:1]))
+        for _ in range(40):
+            await engine.infer(InferRequest(model="double", inputs=X))
+        changed = engine.changed_profiles()
+        assert changed[slow.id].p50_ms(1) < 100.0
+
+    asyncio.run(scenario())
