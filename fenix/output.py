@@ -44,6 +44,7 @@ _CODE_OF = {
 }
 _WAYS_OUT = {
     "BadRequest": "Correct it; `fenix COMMAND --help` shows how it is written.",
+    "BadCard": "Nothing was changed; correct it and try again.",
     "ClusterDown": "Start a cluster with `fenix up`.",
     "NotFound": "`fenix get extensions` and `fenix get goals` list what there is.",
     "NoPlan": "`fenix plan` shows what was considered.",
@@ -67,7 +68,7 @@ def explain(error: FenixError) -> str:
     if error.hint or _SECOND_SENTENCE.search(error.message):
         return error.text()
     way_out = next(_WAYS_OUT[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _WAYS_OUT)
-    return f"{error.message} {way_out}"
+    return f"{error.message.rstrip('.')}. {way_out}"
 
 
 def out() -> Console:

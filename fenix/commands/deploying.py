@@ -16,6 +16,7 @@ from fenix.commands.options import (
     SettingsFile,
     assignments,
     load_settings,
+    silence_serve,
 )
 from fenix.output import Format, Progress, emit, grid
 from planner.errors import BadRequest
@@ -86,6 +87,7 @@ def remove(
         raise BadRequest("there is nothing to remove.", hint="Give an ID, or --goal NAME; see `fenix get extensions`.")
     from cluster import lifecycle
 
+    silence_serve()
     with lifecycle.connected(lifecycle.running_settings(load_settings(settings, set_))):
         from deployments import deployer
 
@@ -106,10 +108,12 @@ def _deploy(
 
     running = lifecycle.running_settings(load_settings(file, overrides))
     sys.path[:0] = [str(path) for path in running.import_paths if str(path) not in sys.path]
-    installation = lifecycle.installation(running)
-    with lifecycle.connected(running):
+    silence_serve()
+    with lifecycle.connected(running):  # before anything imports Ray: it sets Ray's flags
         from deployments import deployer, loading
         from fenix.commands.sources import read_source
+
+        installation = lifecycle.installation(running)
 
         def describe(source: str, given: Mapping[str, Any]) -> Card:
             return loading.describe(source, given, mlflow_uri=installation.mlflow_uri, cache_dir=installation.cache_dir)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fenix.commands.options import Output, Overrides, Quiet, SettingsFile, load_settings
+from fenix.commands.options import Output, Overrides, Quiet, SettingsFile, load_settings, silence_serve
 from fenix.output import Format, Progress, emit, fail, grid, pairs
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def up(
 ) -> None:
     from cluster import lifecycle
 
+    silence_serve()
     running = lifecycle.up(load_settings(settings, set_), Progress(quiet))
     data = {
         "run_id": running.run_id,
@@ -122,7 +123,7 @@ def _shown(found: ClusterStatus, extensions: tuple[Health, ...]) -> Iterator[Ren
     if extensions:
         yield ""
         yield grid(
-            ("extension", "state", "replicas", "detail"),
+            ("serves", "state", "replicas", "detail"),
             [
                 (
                     one.id,

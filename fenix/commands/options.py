@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,3 +71,8 @@ def assignments(given: list[str] | None, option: str) -> dict[str, Any]:
         except yaml.YAMLError:
             raise BadRequest(f"{option} {text!r}: the value is no YAML.", hint="Put it in quotes.") from None
     return values
+
+
+def silence_serve() -> None:
+    """Keeps Serve's own remarks off stderr, where our progress goes; its warnings stay."""
+    logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)

@@ -57,7 +57,7 @@ def loadable(source: str, folder: Path, store: Path) -> str:
     if not path.is_file():
         raise BadCard(f"source {source!r}: there is no file {path}.", hint="Check the path.")
     digest = hash_file(path)
-    kept = store / digest / path.name
+    kept = store / digest[:16] / path.name
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(".partial")
