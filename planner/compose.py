@@ -1,0 +1,328 @@
+"""Cascades and ensembles: plans in which several extensions answer the same question, built around base plans.
+
+A *place* is a result that something in a base plan takes. Around it stand the *ways* to come by such a result: each
+extension that gives it, with the extra steps that it needs beside the rest of the plan. A cascade tries one way first
+and another only for the rows of low confidence; an ensemble lets a combiner join several. Candidates are estimated
+in closed form, and only the most promising ones become drafts; the real predictions decide whether they win.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from planner.cards import Card
+from planner.drafts import Draft, Giver
+from planner.estimates import Stage, cascade_accuracy, coverage, ensemble_accuracy
+from planner.index import loss_of, thresholds_of
+from planner.plans import PlanKind
+from planner.search import FROM_REQUEST, GOAL, Entry, Limits, Problem, State
+
+MOST_SEEDS = 3  # base plans to build around
+MOST_PLACES = 3  # per base plan
+MOST_WAYS = 8  # per place
+MOST_MEMBERS = 5  # of an ensemble
+MOST_DRAFTS = 4  # that are predicted in full
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """An extension that gives what a place needs, and the steps that it adds to the rest of the plan."""
+
+    card: int
+    out: int
+    added: frozenset[int]  # the extension and its helpers, as far as the rest of the plan lacks them
+    draft: Draft  # a whole plan with this way in place
+    p50_ms: float  # of that plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A composite with its estimated score; `draft` is made only when it is worth it."""
+
+    score: float
+    kind: PlanKind
+    place: _Place
+    ways: tuple[_Way, ...]
+    belows: tuple[float, ...] = ()  # cascade: the confidences below which rows go on, one per way but the last
+    combiner: _Way | None = None
+
+
+def composites(problem: Problem, seeds: Sequence[State], limits: Limits) -> list[tuple[Draft, PlanKind]]:
+    """Drafts of cascades and ensembles around the seeds (best first) that may be worth it, within the limits.
+
+    The effort is bounded whatever the size of the catalogue. When none promises to beat the best seed, the one that
+    comes nearest is drafted all the same, so that planning can say why it lost.
+    """
+    composer = _Composer(problem.without_must_use().without_limits(), limits)
+    candidates: list[_Candidate] = []
+    for place in composer.places(seeds[:MOST_SEEDS]):
+        candidates += composer.cascades(place)
+        candidates += composer.ensembles(place)
+    candidates.sort(key=lambda c: c.score)
+    beat = seeds[0].bound if seeds else math.inf
+    worth = [c for c in candidates[:MOST_DRAFTS] if c.score < beat] or candidates[:1]
+    return [(composer.draft(c), c.kind) for c in worth]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A result in a plan, and the plan without what gives it."""
+
+    rest: State  # its open needs are fed by one and the same result
+    draft: Draft  # the same as a draft
+    own: int  # the card that gives the result in the base plan
+
+
+class _Composer:
+    def __init__(self, problem: Problem, limits: Limits) -> None:
+        self._problem = problem
+        self._index = problem.index
+        self._limits = limits
+        self._objective = problem.request.objective
+
+    # Places.
+
+    def places(self, seeds: Iterable[State]) -> Iterator[_Place]:
+        """The places of the base plans where there is a choice, each once; the weightiest of each plan first."""
+        known: set[object] = set()
+        for seed in seeds:
+            results = {(b.giver, b.out) for b in seed.binds if b.giver != FROM_REQUEST}
+            found = 0
+            for giver, out in sorted(results, key=lambda r: (-self._weight(seed.steps[r[0]].card), r)):
+                takers = [b for b in seed.binds if (b.giver, b.out) == (giver, out)]
+                if found == MOST_PLACES or not self._choice(seed, giver, takers[0].taker, takers[0].port):
+                    continue
+                rest = self._rest(seed, giver, out)
+                if rest is None:
+                    continue
+                found += 1
+                key = rest.signature()
+                if key not in known:
+                    known.add(key)
+                    draft = Draft.of(rest, self._index, self._problem.request)
+                    yield _Place(rest, draft, seed.steps[giver].card)
+
+    def _weight(self, card: int) -> float:
+        return self._problem.card(card).score + self._problem.latency_weight * self._problem.card(card).p50_ms
+
+    def _choice(self, seed: State, giver: int, taker: int, port: int) -> bool:
+        """Whether anything could be composed here: several ways and a judge among them, or a combiner."""
+        if seed.steps[taker].card in self._index.combiners:
+            return False
+        n = len(self._index.needs)
+        need = n + port if taker == GOAL else self._index.card_needs[seed.steps[taker].card][port]
+        cards, _ = self._problem.givers(need)
+        if len(cards) < 2:
+            return False
+        judges = self._index.judges
+        return (bool(judges) and not judges.isdisjoint(cards)) or any(True for _ in self._combiners(need))
+
+    def _combiners(self, need: int) -> Iterator[int]:
+        request = self._problem.request
+        for card in self._index.combiners:
+            known = self._index.cards[card]
+            if self._problem.ports(need, card) and known.id not in request.avoid and known.sees(request.terms.tags):
+                yield card
+
+    def _rest(self, seed: State, giver: int, out: int) -> State | None:
+        """The plan again, without that result and without the steps that work for it alone."""
+        binds = {(b.taker, b.port): b for b in seed.binds if (b.giver, b.out) != (giver, out)}
+        problem = self._problem
+        state, new = problem.root(), {GOAL: GOAL}
+        old = {GOAL: GOAL}
+        while state is not None:
+            entry = next((e for e in state.open if (old[e[0]], e[1]) in binds), None)
+            if entry is None:
+                return state
+            bind = binds[old[entry[0]], entry[1]]
+            if bind.giver == FROM_REQUEST or bind.giver in new:
+                state = problem.feed(state, entry, new.get(bind.giver, FROM_REQUEST), bind.out)
+            else:
+                position = new[bind.giver] = len(state.steps)
+                old[position] = bind.giver
+                state = problem.place(state, entry, seed.steps[bind.giver].card, bind.out)
+        return None
+
+    # Ways.
+
+    def _ways(self, rest: State, entries: Sequence[Entry], cards: Iterable[int]) -> list[_Way]:
+        """How each of the cards can feed the open needs, all of them with the same output."""
+        ways = []
+        present = {step.card: i for i, step in enumerate(rest.steps)}
+        before = frozenset(present)
+        for card in cards:
+            outs = [o for o in self._problem.ports(entries[0][2], card) if self._fits(card, o, entries[1:])]
+            state: State | None = None
+            for out in outs[:1]:
+                if card not in present:
+                    state = self._problem.place(rest, entries[0], card, out)
+                    state = self._fed(state, entries[1:], len(rest.steps), out)
+                state = state and self._problem.completed(state, 32)
+                if state is not None:
+                    draft = Draft.of(state, self._index, self._problem.request)
+                    ways.append(_Way(card, out, draft.needed_by(card) - before, draft, state.p50_ms))
+        return ways
+
+    def _fits(self, card: int, out: int, entries: Sequence[Entry]) -> bool:
+        return all(out in self._problem.ports(entry[2], card) for entry in entries)
+
+    def _fed(self, state: State | None, entries: Sequence[Entry], giver: int, out: int) -> State | None:
+        for entry in entries:
+            if state is None:
+                return None
+            state = self._problem.feed(state, entry, giver, out)
+        return state
+
+    def _some(self, need: int, own: int) -> list[int]:
+        """Up to MOST_WAYS cards that give a need: the one in the plan, the best by bound, judges, the most accurate."""
+        cards, _ = self._problem.givers(need)
+        if len(cards) <= MOST_WAYS:
+            return cards
+        near = cards[:64]
+        judges = [c for c in near if c in self._index.judges]
+        sure = sorted(near, key=lambda c: self._problem.card(c).loss)
+        mixed = [own, *[c for four in zip(near, judges or near, sure, strict=False) for c in four]]
+        return [c for c in dict.fromkeys(mixed) if c in set(near) | {own}][:MOST_WAYS]
+
+    # Estimates.
+
+    def _score(self, loss: float, p50_ms: float, cost: float) -> float:
+        """The score, or infinity outside the limits."""
+        if cost > self._limits.cost or loss > self._limits.loss:
+            return math.inf
+        o = self._objective
+        return o.accuracy * loss + o.latency * p50_ms / 1e3 + o.cost * cost
+
+    def _sum(self, cards: Iterable[int]) -> tuple[float, float, float]:
+        """Loss, latency and cost summed over cards."""
+        known = [self._problem.card(card) for card in cards]
+        return sum(c.loss for c in known), sum(c.p50_ms for c in known), sum(c.cost for c in known)
+
+    def cascades(self, place: _Place) -> list[_Candidate]:
+        """For each pair of ways, the best threshold, when the first can judge itself and the second is dearer."""
+        entries = place.rest.open
+        ways = self._ways(place.rest, entries, self._some(entries[0][2], place.own))
+        pairs = [self._cascade(place, a, b) for a, b in permutations(ways, 2) if a.card in self._index.judges]
+        return [pair for pair in pairs if pair is not None]
+
+    def _cascade(self, place: _Place, first: _Way, second: _Way) -> _Candidate | None:
+        extra = second.added - first.added
+        a, b = self._index.cards[first.card], self._index.cards[second.card]
+        if second.card not in extra or first.card in second.added:
+            return None
+        n_rows, rest = self._problem.request.n_rows, place.rest
+        shared_loss, _, _ = self._sum((first.added & second.added) - {first.card})
+        helper_loss, _, _ = self._sum(first.added - second.added - {first.card})
+        first_cost = self._sum(first.added)[2]
+        extra_loss, extra_ms, extra_cost = self._sum(extra)
+        others = math.exp(-helper_loss), math.exp(self._problem.card(second.card).loss - extra_loss)
+        best: tuple[float, float] | None = None
+        for below, kept, accuracy in _points(a, b, *others):
+            share = 1.0 - kept
+            score = self._score(
+                rest.loss + shared_loss + loss_of(accuracy),
+                first.p50_ms + (1.0 - kept**n_rows) * extra_ms,
+                rest.cost + first_cost + share * extra_cost,
+            )
+            if score < math.inf and 0.0 < share < 1.0 and (best is None or score < best[0]):
+                best = score, below
+        return best and _Candidate(best[0], "cascade", place, (first, second), (best[1],))
+
+    def ensembles(self, place: _Place) -> list[_Candidate]:
+        """For each combiner, the members that promise the best score: greedily, one more at a time."""
+        found = []
+        entries = place.rest.open
+        for card in self._combiners(entries[0][2]):
+            outs = [o for o in self._problem.ports(entries[0][2], card) if self._fits(card, o, entries[1:])]
+            stacking = [i for i, port in enumerate(self._index.ports(card)) if port.many > 1]
+            if not outs or len(stacking) != 2 or any(step.card == card for step in place.rest.steps):
+                continue  # combiners that stack at several ports are left to the search
+            state = self._problem.place(place.rest, entries[0], card, outs[0])
+            state = self._fed(state, entries[1:], len(place.rest.steps), outs[0])
+            whole = state and self._problem.completed(state, 32)
+            if state is None or whole is None:
+                continue
+            draft = Draft.of(whole, self._index, self._problem.request)
+            name = self._index.ports(card)[stacking[0]].name
+            draft.inputs[card] = [wire for wire in draft.inputs[card] if wire[0] != name]
+            draft = draft.without_idle()
+            combiner = _Way(card, outs[0], frozenset(draft.inputs), draft, 0.0)
+            entry = next(e for e in state.open if e[0] == len(place.rest.steps) and e[1] == stacking[0])
+            ways = [
+                way
+                for way in self._ways(state, [entry], self._some(entry[2], place.own))
+                if card not in way.added and way.card not in draft.inputs
+            ]
+            candidate = self._members(place, combiner, ways, self._index.ports(card)[stacking[0]].many)
+            if candidate is not None:
+                found.append(candidate)
+        return found
+
+    def _members(self, place: _Place, combiner: _Way, ways: list[_Way], most: int) -> _Candidate | None:
+        rest_loss, _, rest_cost = self._sum(combiner.added)
+        chosen: list[_Way] = []
+        best: _Candidate | None = None
+
+        def score(members: Sequence[_Way]) -> float:
+            added = frozenset[int]().union(*[m.added for m in members]) - combiner.added
+            cards = [self._index.cards[m.card] for m in members]
+            helpers = [math.exp(self._problem.card(m.card).loss - self._sum(m.added)[0]) for m in members]
+            accuracy = ensemble_accuracy(cards, helpers)
+            p50_ms = max(m.p50_ms for m in members)
+            return self._score(rest_loss + loss_of(accuracy), p50_ms, rest_cost + self._sum(added)[2])
+
+        # A vote of two rarely helps, one of three may: so three are tried even when the second brings nothing.
+        while len(chosen) < min(most, MOST_MEMBERS, len(ways)):
+            step = min((score([*chosen, w]), i) for i, w in enumerate(ways) if w not in chosen)
+            if len(chosen) >= 3 and best is not None and step[0] >= best.score:
+                break
+            chosen.append(ways[step[1]])
+            if len(chosen) >= 2 and step[0] < math.inf and (best is None or step[0] < best.score):
+                best = _Candidate(step[0], "ensemble", place, tuple(chosen), combiner=combiner)
+        return best
+
+    # Drafts.
+
+    def draft(self, candidate: _Candidate) -> Draft:
+        """The draft of a candidate: the rest of the plan, the ways, and what joins them."""
+        place = candidate.place
+        if candidate.combiner is not None:
+            draft = candidate.combiner.draft.copy()
+            for way in candidate.ways:
+                draft.adopt(way.draft, way.added)
+            name = next(p.name for p in self._index.cards[candidate.combiner.card].inputs if p.many > 1)
+            draft.inputs[candidate.combiner.card] += [(name, ((way.card, way.out),)) for way in candidate.ways]
+            return draft
+        draft = place.draft.copy()
+        for i, way in enumerate(candidate.ways):
+            new = way.added - draft.inputs.keys()
+            draft.adopt(way.draft, new)
+            if i:
+                guard = candidate.ways[i - 1].card, candidate.belows[i - 1]
+                draft.guards.update(dict.fromkeys(new, guard))
+        givers = tuple([(way.card, way.out) for way in candidate.ways])
+        self._join(draft, place, givers)
+        return draft
+
+    def _join(self, draft: Draft, place: _Place, givers: tuple[Giver, ...]) -> None:
+        """Feeds the open needs of a place from the stages of a cascade."""
+        for taker, port, _ in place.rest.open:
+            card = place.rest.steps[taker].card
+            if taker == GOAL:
+                names = [p.name for p in self._problem.request.wanted]
+                wires = draft.outputs
+            else:
+                names = [p.name for p in self._index.ports(card)]
+                wires = draft.inputs[card]
+            wires.append((names[port], givers))
+            wires.sort(key=lambda wire: names.index(wire[0]))
+
+
+def _points(first: Card, second: Card, helped: float, extra: float) -> Iterator[tuple[float, float, float]]:
+    """Per threshold of `first`: its confidence, the share of rows kept, and the accuracy of the cascade."""
+    for below in thresholds_of(first):
+        stages = Stage(first, below, helped), Stage(second, None, extra)
+        yield below, coverage(first, below)[0], cascade_accuracy(stages)

@@ -1,0 +1,290 @@
+"""What a plan should bring: latency, cost and accuracy, for graphs, cascades and ensembles alike.
+
+Latency is the critical path. The p99 of a path is the sum of its steps' p99: steps share machines, so their slow
+moments come together, and quantiles of comonotonic times add up (Dhaene et al. 2002, Insurance: Mathematics and
+Economics 31). Cost is the sum over steps, weighted with the share of rows that reaches them. Accuracies multiply,
+each step counted once, except where several extensions answer the same question (a cascade's stages, an ensemble's
+members): those are estimated jointly, row by row where their evidence is from the same data set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cards import Card, ExtensionId
+from planner.features import Array
+from planner.plans import REQUEST, Binding, Prediction, Source, Step, StepId
+
+# Share of the votes of an ensemble's members that follow one another instead of being cast independently, where no
+# joint evidence says better. Classifiers trained for the same task err together: correlations of 0.3 to 0.7 are usual
+# (Tumer and Ghosh 1996, Connection Science 8).
+VOTE_CORRELATION = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a cascade. Rows with a confidence of at least `below` stay here; None: all that arrive do.
+
+    `others` is the accuracy of the steps that work for this stage alone.
+    """
+
+    card: Card
+    below: float | None = None
+    others: float = 1.0
+
+
+def predict(
+    steps: Sequence[Step],
+    outputs: Sequence[Binding],
+    cards: Mapping[ExtensionId, Card],
+    n_rows: int = 1,
+    kilo: float = 0.0,
+) -> Prediction:
+    """The prediction for a plan of any kind. `steps` are in topological order; `kilo` as in PlanRequest."""
+    shares = shares_of_rows(steps, cards)
+    p50: dict[StepId, float] = {REQUEST: 0.0}
+    p99: dict[StepId, float] = {REQUEST: 0.0}
+    cost = 0.0
+
+    def ready(binding: Binding) -> tuple[float, float]:
+        first, *later = binding.sources
+        at_p50, at_p99 = p50[first.step], p99[first.step]
+        for source in later:
+            # A later stage holds the answer up only if any row reaches it.
+            any_row = 1.0 - (1.0 - shares[source.step]) ** n_rows
+            at_p50 += any_row * max(0.0, p50[source.step] - at_p50)
+            at_p99 = max(at_p99, p99[source.step])
+        return at_p50, at_p99
+
+    for step in steps:
+        card = cards[step.extension]
+        starts = [ready(binding) for binding in step.inputs]
+        if step.guard is not None:
+            starts.append((p50[step.guard.step], p99[step.guard.step]))
+        share = shares[step.id]
+        p50[step.id] = max(at for at, _ in starts) + step_p50_ms(card, n_rows, kilo, share)
+        p99[step.id] = max(at for _, at in starts) + step_p99_ms(card, n_rows, kilo, share)
+        cost += share * card.cost
+    ends = [ready(binding) for binding in outputs]
+    return Prediction(
+        p50_ms=max([at for at, _ in ends], default=0.0),
+        p99_ms=max([at for _, at in ends], default=0.0),
+        cost=cost,
+        accuracy=_accuracy(steps, outputs, cards),
+    )
+
+
+def step_p50_ms(card: Card, n_rows: int, kilo: float, share: float = 1.0) -> float:
+    """Predicted median latency of one step that `share` of the rows reach, if any does."""
+    return card.profile.p50_ms(_rows_passed(n_rows, share)[0], _kilo(card, kilo))
+
+
+def step_p99_ms(card: Card, n_rows: int, kilo: float, share: float = 1.0) -> float:
+    """Predicted p99 latency of one step that `share` of the rows reach."""
+    return card.profile.p99_ms(_rows_passed(n_rows, share)[1], _kilo(card, kilo))
+
+
+def _kilo(card: Card, kilo: float) -> float:
+    """Elements count only where the shape leaves a row's size open."""
+    return kilo if any(-1 in port.feature.shape for port in card.inputs) else 0.0
+
+
+def _rows_passed(n_rows: int, share: float) -> tuple[int, int]:
+    """How many of the rows reach a step when each does with probability `share`, given that any does: the expected
+    number, and one that is exceeded in 1 % of cases (normal approximation)."""
+    if share >= 1.0:
+        return n_rows, n_rows
+    any_row = 1.0 - (1.0 - share) ** n_rows
+    expected = n_rows * share / any_row if any_row > 0.0 else 1.0
+    most = n_rows * share + 2.33 * math.sqrt(n_rows * share * (1.0 - share))
+    return max(1, round(expected)), min(n_rows, max(1, math.ceil(most)))
+
+
+def shares_of_rows(steps: Sequence[Step], cards: Mapping[ExtensionId, Card]) -> dict[StepId, float]:
+    """Per step, the share of rows that reaches it: 1 unless a guard stands before it."""
+    shares: dict[StepId, float] = {REQUEST: 1.0}
+    by_id = {step.id: step for step in steps}
+    for step in steps:
+        if step.guard is None:
+            shares[step.id] = 1.0
+            continue
+        stages = _stages_before(step, by_id, cards)
+        masks = _comparable([stage.card for stage in stages], confident=len(stages))
+        if masks is not None:
+            passed = np.ones(len(masks[0][0]), np.bool_)
+            for stage, (_, confidence) in zip(stages, masks, strict=True):
+                assert stage.below is not None
+                assert confidence is not None
+                passed &= confidence < stage.below
+            shares[step.id] = float(passed.mean())
+        else:
+            share = 1.0
+            for stage in stages:
+                assert stage.below is not None
+                share *= 1.0 - coverage(stage.card, stage.below)[0]
+            shares[step.id] = share
+    return shares
+
+
+def _stages_before(step: Step, by_id: Mapping[StepId, Step], cards: Mapping[ExtensionId, Card]) -> list[Stage]:
+    """The guards on the way to a step, first stage first."""
+    stages: list[Stage] = []
+    guard = step.guard
+    while guard is not None:
+        before = by_id[guard.step]
+        stages.append(Stage(cards[before.extension], guard.below))
+        guard = before.guard
+    return stages[::-1]
+
+
+def coverage(card: Card, below: float) -> tuple[float, float]:
+    """Of the rows, the share whose confidence is at least `below`, and the share of those that are right.
+
+    From the evidence where there is any, else from the next stricter point of `card.thresholds`; (0, 1) beyond them.
+    """
+    if card.evidence is not None and (confidence := card.evidence.confidence_rows()) is not None and len(confidence):
+        kept = confidence >= below
+        return float(kept.mean()), float(card.evidence.correct_rows()[kept].mean()) if kept.any() else 1.0
+    points = [point for point in card.thresholds if point.confidence >= below - 1e-9]
+    if not points:
+        return 0.0, 1.0
+    point = min(points, key=lambda p: p.confidence)
+    return point.coverage, point.accuracy
+
+
+def _comparable(cards: Sequence[Card], confident: int) -> list[tuple[Array, Array | None]] | None:
+    """Per card (right, confidence) over the same rows; None unless all evidence is from one data set and the first
+    `confident` cards give confidences."""
+    evidence = [card.evidence for card in cards]
+    first = evidence[0]
+    if first is None or first.n_rows == 0:
+        return None
+    rows: list[tuple[Array, Array | None]] = []
+    for i, one in enumerate(evidence):
+        if one is None or (one.dataset, one.n_rows) != (first.dataset, first.n_rows):
+            return None
+        confidence = one.confidence_rows()
+        if confidence is None and i < confident:
+            return None
+        rows.append((one.correct_rows(), confidence))
+    return rows
+
+
+def cascade_accuracy(stages: Sequence[Stage]) -> float:
+    """Share of right rows of a cascade, cheapest stage first.
+
+    Row by row where the stages' evidence is comparable. Else pessimistic: with a share c kept by the first stage, of
+    which a are right, and a dear rest that is right on b of all rows, every error of the rest is taken to fall on the
+    rows that it gets, so b - c(1 - a) are right, and never fewer than the c*a of the first stage.
+    """
+    rows = _comparable([stage.card for stage in stages], confident=len(stages) - 1)
+    if rows is not None:
+        right, alive = 0.0, np.ones(len(rows[0][0]), np.bool_)
+        for stage, (correct, confidence) in zip(stages, rows, strict=True):
+            kept = alive if stage.below is None or confidence is None else alive & (confidence >= stage.below)
+            right += float((kept & correct).mean()) * stage.others
+            alive = alive & ~kept
+        return right
+    accuracy = stages[-1].card.accuracy.mean * stages[-1].others
+    for stage in stages[-2::-1]:
+        assert stage.below is not None
+        share, right = coverage(stage.card, stage.below)
+        kept_right = share * right * stage.others
+        accuracy = max(accuracy - share + kept_right, kept_right)
+    return accuracy
+
+
+def ensemble_accuracy(members: Sequence[Card], others: Sequence[float]) -> float:
+    """Share of right rows of a vote. `others[i]` is the accuracy of the steps that work for member i alone.
+
+    With comparable evidence: a vote weighted with confidence, row by row, all wrong members taken to agree, a tie
+    half right. Without: a majority vote, of which VOTE_CORRELATION is cast by followers of one member (the leader
+    model of Boland, Proschan and Tong 1989, Journal of Applied Probability 26) and the rest independently (Condorcet).
+    """
+    rows = _comparable(members, confident=0)
+    if rows is not None:
+        balance = np.zeros(len(rows[0][0]))
+        for card, (correct, confidence) in zip(members, rows, strict=True):
+            weight = card.accuracy.mean if confidence is None else confidence
+            balance += np.where(correct, weight, -np.asarray(weight))
+        return float((balance > 0).mean() + 0.5 * (balance == 0).mean()) * min(others)
+    right = [card.accuracy.mean * other for card, other in zip(members, others, strict=True)]
+    return VOTE_CORRELATION * sum(right) / len(right) + (1.0 - VOTE_CORRELATION) * majority(right)
+
+
+def majority(right: Sequence[float]) -> float:
+    """Probability that more than half of independent voters are right (an even split counts half)."""
+    chances = [1.0]  # chances[i]: i voters are right
+    for p in right:
+        chances = [
+            (chances[i] * (1 - p) if i < len(chances) else 0.0) + (chances[i - 1] * p if i else 0.0)
+            for i in range(len(chances) + 1)
+        ]
+    n = len(right)
+    return sum(chance if 2 * i > n else 0.5 * chance if 2 * i == n else 0.0 for i, chance in enumerate(chances))
+
+
+def _accuracy(steps: Sequence[Step], outputs: Sequence[Binding], cards: Mapping[ExtensionId, Card]) -> float:
+    by_id = {step.id: step for step in steps}
+    takers: dict[StepId, set[StepId]] = {step.id: set() for step in steps}
+    bindings = [(step.id, binding) for step in steps for binding in step.inputs]
+    bindings += [(REQUEST, binding) for binding in outputs]  # here REQUEST stands for the answer
+    for taker, binding in bindings:
+        for source in binding.sources:
+            if source.step != REQUEST:
+                takers[source.step].add(taker)
+
+    def accuracy(ids: set[StepId]) -> float:
+        return math.prod(cards[by_id[id_].extension].accuracy.mean for id_ in ids)
+
+    def working_for(step: StepId) -> set[StepId]:
+        """The steps whose results go to this step alone, through whatever lies between; unguarded, itself excluded."""
+        found = {step}
+        for other in reversed(steps):
+            if other.guard is None and other.id != step and takers[other.id] and takers[other.id] <= found:
+                found.add(other.id)
+        return found - {step}
+
+    total, counted = 1.0, set[StepId]()
+    for _, binding in bindings:
+        if len(binding.sources) > 1 and binding.sources[0].step not in counted:
+            stages, members = _cascade(binding.sources, steps, by_id, cards, working_for, accuracy)
+            total *= cascade_accuracy(stages)
+            counted |= members
+    for step in steps:
+        stacked = {port.name for port in cards[step.extension].inputs if port.many > 1}
+        voters = [b.sources[0].step for b in step.inputs if b.port in stacked and len(b.sources) == 1]
+        voters = [v for v in voters if v != REQUEST and v not in counted]
+        if len(voters) > 1:
+            helpers = [working_for(v) - counted for v in voters]
+            total *= ensemble_accuracy([cards[by_id[v].extension] for v in voters], [accuracy(h) for h in helpers])
+            counted |= set(voters).union(*helpers)
+    return total * accuracy({step.id for step in steps} - counted)
+
+
+def _cascade(
+    sources: Sequence[Source],
+    steps: Sequence[Step],
+    by_id: Mapping[StepId, Step],
+    cards: Mapping[ExtensionId, Card],
+    working_for: Callable[[StepId], set[StepId]],
+    accuracy: Callable[[set[StepId]], float],
+) -> tuple[list[Stage], set[StepId]]:
+    """The stages behind a binding with several sources, and all the steps that they account for."""
+    stages: list[Stage] = []
+    members: set[StepId] = set()
+    for i, source in enumerate(sources):
+        guard = by_id[source.step].guard
+        if guard is None:
+            helpers = working_for(source.step)
+        else:
+            helpers = {step.id for step in steps if step.guard == guard} - {source.step}
+        following = by_id[sources[i + 1].step].guard if i + 1 < len(sources) else None
+        below = following.below if following is not None else None
+        stages.append(Stage(cards[by_id[source.step].extension], below, accuracy(helpers)))
+        members |= helpers | {source.step}
+    return stages, members

@@ -1,0 +1,268 @@
+"""Words for what planning found: why a plan won, why another lost, and what is missing where there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from planner.errors import NoPlan, TermsUnmet
+from planner.features import Feature, is_a
+from planner.goals import Objective, Terms
+from planner.index import Index
+from planner.plans import Plan, PlanRequest, Prediction
+from planner.search import Problem
+
+
+def figures(prediction: Prediction) -> str:
+    """`97.1 % accuracy at 3.2 ms and cost 1.2`."""
+    return (
+        f"{percent(prediction.accuracy)} accuracy at {number(prediction.p50_ms)} ms and cost {number(prediction.cost)}"
+    )
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def chain_of(plan: Plan) -> str:
+    """The extensions of a plan in the order in which they run."""
+    return " -> ".join(plan.extensions()) or "nothing to run"
+
+
+def reason(plan: Plan, good: Sequence[Plan], n_found: int, stopped: str) -> str:
+    """Why a plan among the good ones (best first) has its place; `stopped` says why the search ended early, if so."""
+    best, text = good[0], figures(plan.prediction)
+    if plan is not best:
+        return f"{text}: beside the best, it {difference(plan, best)}"
+    if n_found == 1:
+        text += ": the only plan"
+    elif len(good) == 1:
+        text += f": the only one of {n_found} plans within the terms"
+    else:
+        text += f": best of {n_found}; next best {difference(good[1], best)}"
+    return f"{text}; the search was not finished: {stopped}" if stopped else text
+
+
+def difference(loser: Plan, winner: Plan) -> str:
+    """In what a plan falls behind another, and what one gets for it: `costs 3.1 more for 0.2 points of accuracy`."""
+    a, b = loser.prediction, winner.prediction
+    points = 100 * (a.accuracy - b.accuracy)
+    worse, better = [], []
+    for amount, more, less in (
+        (a.cost - b.cost, "costs {} more", "{} less cost"),
+        (a.p50_ms - b.p50_ms, "takes {} ms more", "{} ms less"),
+        (-points, "is {} points less accurate", "{} points of accuracy"),
+    ):
+        if amount > 5e-4:
+            worse.append(more.format(number(amount)))
+        elif amount < -5e-4:
+            better.append(less.format(number(-amount)))
+    gap = loser.score - winner.score
+    if not worse or gap < 1e-12:
+        return f"scores {number(max(gap, 0.0))} worse" if gap > 1e-12 else "scores the same"
+    return " and ".join(worse) + (f" for {' and '.join(better)}" if better else "")
+
+
+def breach(plan: Plan, request: PlanRequest, index: Index) -> str:
+    """Which of the request's terms a plan breaks, with figures; "" when it keeps them all."""
+    terms, p = request.terms, plan.prediction
+    for id_ in plan.extensions():
+        card = index.cards[index.position[id_]]
+        if not card.sees(terms.tags):
+            hidden = sorted(tag for tag in terms.tags if not card.sees(frozenset({tag})))
+            return f"{id_} is not allowed to see tag {', '.join(hidden)}"
+    return next((term.breach(p, terms) for term in TERMS if not term.kept(p, terms)), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One hard term: how a prediction is held against it, and the objective that comes nearest to it."""
+
+    name: str  # in Terms
+    superlative: str
+    objective: Objective
+    lifted: Mapping[str, float]  # the change to Limits that drops it
+    amount: Callable[[Prediction], float]  # the smaller the better
+    said: Callable[[float], str]  # an amount in words
+    breach_of: str
+    slow: bool = False  # whether p99 counts instead of p50
+
+    def limit(self, terms: Terms) -> float | None:
+        """The limit on `amount`; None when the term is not given."""
+        value: float | None = getattr(terms, self.name)
+        return -value if value is not None and self.name == "min_accuracy" else value
+
+    def kept(self, prediction: Prediction, terms: Terms) -> bool:
+        limit = self.limit(terms)
+        # Sums of the same numbers in another order may differ in the last digits; that alone breaks no term.
+        return limit is None or self.amount(prediction) <= limit + 1e-9 * abs(limit) + 1e-12
+
+    def breach(self, prediction: Prediction, terms: Terms) -> str:
+        limit = self.limit(terms)
+        assert limit is not None
+        sign = "<" if self.name == "min_accuracy" else ">"
+        return f"{self.breach_of} {self.said(self.amount(prediction))} {sign} {self.said(limit)}"
+
+
+TERMS = (
+    Term(
+        "deadline_ms",
+        "fastest",
+        Objective(0.0, 1.0, 0.0),
+        {"p99_ms": math.inf},
+        lambda p: p.p99_ms,
+        lambda ms: f"{number(ms)} ms",
+        "misses the deadline: p99",
+        slow=True,
+    ),
+    Term(
+        "max_cost",
+        "cheapest",
+        Objective(0.0, 0.0, 1.0),
+        {"cost": math.inf},
+        lambda p: p.cost,
+        number,
+        "costs too much:",
+    ),
+    Term(
+        "min_accuracy",
+        "most accurate",
+        Objective(1.0, 0.0, 0.0),
+        {"loss": math.inf},
+        lambda p: -p.accuracy,
+        lambda share: percent(-share),
+        "is not accurate enough:",
+    ),
+)
+
+
+def unreachable(term: Term, terms: Terms, best: Plan, others: Sequence[Term] = ()) -> TermsUnmet:
+    """The error that names a term, the best value that can be had (within the other terms) and its plan."""
+    limit = getattr(terms, term.name)
+    within = f" within {' and '.join(_asked(other, terms) for other in others)}" if others else ""
+    reached = term.said(term.amount(best.prediction))
+    return TermsUnmet(
+        f"no plan keeps {term.name} {limit:g}{within}: the {term.superlative} reaches {reached} "
+        f"({chain_of(best)}, {figures(best.prediction)}).",
+        hint=f"Loosen {term.name}" + (f" or {' or '.join(o.name for o in others)}" if others else "") + ".",
+    )
+
+
+def unreachable_together(terms: Terms, asked: Sequence[Term], plans: Sequence[Plan], stopped: str) -> TermsUnmet:
+    """The error for terms of which each can be kept alone, but not all (or not all but one) at once."""
+    best = plans[0]
+    broken = next(term for term in asked if not term.kept(best.prediction, terms))
+    early = f" (the search was not finished: {stopped})" if stopped else ""
+    return TermsUnmet(
+        f"no plan keeps {' and '.join(_asked(term, terms) for term in asked)} together{early}: the best plan without "
+        f"terms {broken.breach(best.prediction, terms)} ({chain_of(best)}, {figures(best.prediction)}).",
+        hint=f"Loosen one of {', '.join(term.name for term in asked)}.",
+    )
+
+
+def _asked(term: Term, terms: Terms) -> str:
+    return f"{term.name} {getattr(terms, term.name):g}"
+
+
+def no_plan(problem: Problem) -> NoPlan:
+    """The error for a request that no plan answers, terms aside: what is missing, and what comes near."""
+    index, request = problem.index, problem.request
+    if request.must_use is not None and request.must_use not in index.position:
+        return NoPlan(f"no plan can use {request.must_use}: the catalogue does not have it.")
+    have = ", ".join(f"`{port.feature.type}`" for port in request.inputs) or "nothing"
+    n = len(index.needs)
+    for i, port in enumerate(request.wanted):
+        if problem.need(n + i).score < math.inf:
+            continue
+        near = _near(problem, port.feature, n + i)
+        message = f"nothing produces `{port.feature.type}` from {have}"
+        return NoPlan(
+            f"{message}; nearest: {near}." if near else f"{message}.",
+            hint="Register an extension that gives it, or send more inputs.",
+        )
+    if request.must_use is not None:
+        return NoPlan(
+            f"no plan from {have} can use {request.must_use}.",
+            hint="It is avoided, may not be reached from these inputs, or leads to nothing that is wanted.",
+        )
+    wanted = ", ".join(f"`{port.feature.type}`" for port in request.wanted)
+    return NoPlan(
+        f"nothing produces {wanted} from {have}: some extension needs the same feature from two different sources.",
+        hint="Send more inputs, or register another extension that gives the feature.",
+    )
+
+
+def _near(problem: Problem, feature: Feature, need: int) -> str:
+    """The nearest thing to a feature that cannot be made: an extension that lacks an input, or a similar type."""
+    index = problem.index
+    lacking = _lacking(problem, need)
+    if lacking:
+        return lacking
+    shaped = sorted(
+        {str(out) for out in index.outs if is_a(out.type, feature.type) and not feature.accepts(out)}
+        if not index.outs_for(feature)
+        else set()
+    )
+    if shaped:
+        return f"{', '.join(f'`{s}`' for s in shaped[:3])}, where `{feature}` is wanted"
+    types = sorted(index.types() | {port.feature.type for port in problem.request.inputs})
+    last = feature.type.rsplit("/", 1)[-1]
+    kin = [t for t in types if t.rsplit("/", 1)[-1] == last or is_a(feature.type, t)]
+    close = [*get_close_matches(feature.type, types, n=3, cutoff=0.5), *kin]
+    return ", ".join(f"`{t}`" for t in dict.fromkeys(close[:3]))
+
+
+def _lacking(problem: Problem, need: int) -> str:
+    """Follows the extensions that would give a need down to the first thing that is really missing."""
+    index = problem.index
+    first = barred = ""
+    seen: set[int] = set()
+    while True:
+        seen.add(need)
+        short: list[tuple[bool, int, int, int]] = []
+        for card in problem.cards_giving(need):
+            if not problem.usable[card]:
+                barred = barred or _barred(problem, int(card))
+                continue
+            missing = [m for m in index.card_needs[card] if problem.need(m).score == math.inf]
+            if missing:
+                deeper = any(problem.usable[problem.cards_giving(missing[0])])
+                short.append((deeper, len(missing), int(card), missing[0]))
+        if not short:
+            return barred
+        deeper, _, card, lacked = min(short)
+        if not first:
+            first = f"{index.names[card]} would produce it but lacks {_lacked(problem, lacked)}"
+        elif not deeper or lacked in seen:
+            first += f", for which {index.names[card]} lacks {_lacked(problem, lacked)}"
+        if not deeper or lacked in seen:
+            return f"{first}; {barred}" if barred else first
+        need = lacked
+
+
+def _lacked(problem: Problem, need: int) -> str:
+    """A need that nothing meets, and what comes close: a chain rule or a shape that stands in the way."""
+    feature, rule = problem.index.needs[need]
+    for out in problem.index.outs_for(feature):
+        giver = problem.index.cards[problem.index.cards_of_out.of_node(out)[0]]
+        if not rule.permits(giver.name, giver.version):
+            return f"`{feature.type}` (it may not follow {giver.id}, which gives it)"
+    for port in problem.request.inputs:
+        if is_a(port.feature.type, feature.type):
+            return f"`{feature}` (the request brings `{port.feature}`)"
+    return f"`{feature.type}`"
+
+
+def _barred(problem: Problem, card: int) -> str:
+    name, request = problem.index.names[card], problem.request
+    if name in request.avoid:
+        return f"{name} would, but is to be avoided"
+    if card in problem.index.combiners:
+        return f"{name} would, but needs two different sources of its inputs"
+    return f"{name} would, but is not allowed to see tag {', '.join(sorted(request.terms.tags))}"

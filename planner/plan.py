@@ -1,0 +1,273 @@
+"""Planning: from a request and a catalogue to the best plans, with what they promise and why they won.
+
+Base plans come from `planner/search.py`; cascades and ensembles around them from `planner/compose.py`; all of them
+are predicted by `planner/estimates.py`, held against the terms, and ranked by the request's objective.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2s
+
+from planner import explain
+from planner.cards import Card, ExtensionId
+from planner.catalogue import Catalogue
+from planner.compose import composites
+from planner.drafts import Draft
+from planner.errors import NoPlan, TermsUnmet
+from planner.estimates import predict, shares_of_rows, step_p50_ms, step_p99_ms
+from planner.features import Feature, Port
+from planner.goals import Objective
+from planner.index import Index, index_of
+from planner.plans import REQUEST, Binding, Plan, PlanKind, PlanRequest, PlanSet, Rejected, Step
+from planner.search import Budget, Limits, Problem, State, search
+
+__all__ = ["Budget", "plan", "usual_budget"]
+
+MOST_REJECTED = 8
+MOST_FALLBACKS = 3
+_SMALL = 200  # extensions; below, a search ends by itself and is limited only as a precaution
+_MEDIUM = 5000  # extensions; above, a second set of bounds just to explain the losers would cost too much
+
+
+def usual_budget(n_extensions: int) -> Budget:
+    """The default: enough to prove the best plans of an ordinary catalogue, bounded in time for a huge one."""
+    if n_extensions <= _SMALL:
+        return Budget(max_expansions=20_000)
+    return Budget(max_ms=1.5 + n_extensions / 10_000)
+
+
+def plan(
+    request: PlanRequest,
+    catalogue: Catalogue,
+    *,
+    k: int = 3,
+    budget: Budget | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> PlanSet:
+    """The `k` best plans within the terms, best first, and the losers with why they lost.
+
+    Base plans differ in the extensions they use; of the same extensions only the best wiring counts. `budget` None
+    is `usual_budget`, `Budget()` is none: the search then runs until its plans are proven best. `clock` gives
+    seconds. The first call for a snapshot also builds its index.
+
+    Raises NoPlan when nothing leads from the inputs to what is wanted (naming what is missing) and TermsUnmet when
+    plans exist, but none within the terms (naming the term, the best reachable value and the plan that reaches it).
+    """
+    index = index_of(catalogue)
+    started_s = clock()
+    planning = _Planning(index, request, catalogue.cards, budget or usual_budget(len(index.cards)), clock)
+    problem = Problem(index, request, Limits.of(request))
+    found = search(problem, k, planning.budget, clock)
+    stopped, expanded = found.stopped, found.expanded
+    free, states, others = problem, found.states, list[State]()
+    if not found.states or planning.limited:
+        # What would win without the terms: it shows what they cost, and a cascade may bring it within them.
+        free = planning.without_terms(problem)
+        unbound = search(free, k, planning.budget, clock)
+        if not unbound.states and index.combiners:
+            free = Problem(index, request, Limits(), combiners=True)
+            unbound = search(free, k, planning.budget, clock)
+        known = {state.cards() for state in found.states}
+        others = [state for state in unbound.states if state.cards() not in known]
+        states = [*found.states, *others]
+        expanded += unbound.expanded
+        stopped = stopped or ("" if found.states else unbound.stopped)
+    if not states:
+        if stopped:
+            raise NoPlan(f"the search found no plan before {stopped}.", hint="Give it a larger budget.")
+        raise explain.no_plan(free)
+
+    drafts = [(Draft.of(state, index, request), planning.kind_of(state)) for state in states]
+    seeds = [state for state in (*found.states[:k], *others[:k]) if problem.may_run(state)]
+    drafts += composites(problem if seeds else free, seeds or states[:k], problem.limits)
+    plans = sorted({p.id: p for p in (planning.finished(*d) for d in drafts)}.values(), key=_rank)
+    breaches = {p.id: explain.breach(p, request, index) for p in plans}
+    good = [p for p in plans if not breaches[p.id]]
+    if not good:
+        raise planning.refusal(plans, stopped)
+    best = good[0]
+    rejected = [Rejected(p, breaches[p.id] or explain.difference(p, best)) for p in plans if p not in good[:k]]
+    return PlanSet(
+        plans=tuple(
+            [
+                planning.equipped(replace(p, reason=explain.reason(p, good, len(plans), stopped)), problem)
+                for p in good[:k]
+            ]
+        ),
+        rejected=tuple(rejected[:MOST_REJECTED]),
+        epoch=catalogue.epoch,
+        complete=not stopped,
+        expanded=expanded,
+        elapsed_ms=(clock() - started_s) * 1e3,
+    )
+
+
+def _rank(plan: Plan) -> tuple[float, float, int, str]:
+    return plan.score, plan.prediction.p99_ms, len(plan.steps), plan.id
+
+
+@dataclass(frozen=True, slots=True)
+class _Planning:
+    """What the steps of one planning share."""
+
+    index: Index
+    request: PlanRequest
+    cards: Mapping[ExtensionId, Card]
+    budget: Budget
+    clock: Callable[[], float]
+
+    @property
+    def limited(self) -> bool:
+        """Whether terms restrict the search, and it is worth showing what they cost."""
+        if Limits.of(self.request) != Limits():
+            return True
+        return bool(self.request.terms.tags) and len(self.index.cards) <= _MEDIUM
+
+    def without_terms(self, problem: Problem) -> Problem:
+        tags = self.request.terms.tags
+        if tags and len(self.index.cards) <= _MEDIUM and self.index.seen(tags) is not None:
+            return Problem(self.index, self.request, Limits(), tags=False)
+        return problem.without_limits()
+
+    def kind_of(self, state: State) -> PlanKind:
+        return "ensemble" if any(step.card in self.index.combiners for step in state.steps) else "graph"
+
+    def finished(self, draft: Draft, kind: PlanKind) -> Plan:
+        """The plan of a draft, with its predictions and its score."""
+        request = self.request
+        steps, outputs = draft.steps(self.index, request)
+        prediction = predict(steps, outputs, self.cards, request.n_rows, request.kilo)
+        score = request.objective.score(prediction.accuracy, prediction.p50_ms, prediction.cost)
+        wiring = repr([(s.extension, s.inputs, s.guard) for s in steps] + [outputs])
+        return Plan(blake2s(wiring.encode(), digest_size=6).hexdigest(), steps, outputs, prediction, score, kind)
+
+    def equipped(self, plan: Plan, problem: Problem) -> Plan:
+        """The plan with what its steps need at run time: expected times, budgets, and fallbacks."""
+        n_rows, kilo, deadline_ms = self.request.n_rows, self.request.kilo, self.request.terms.deadline_ms
+        shares = shares_of_rows(plan.steps, self.cards)
+        steps = []
+        for step in plan.steps:
+            card, share = self.cards[step.extension], shares[step.id]
+            budget_ms = None
+            if deadline_ms is not None and plan.prediction.p99_ms > 0.0:
+                budget_ms = deadline_ms * step_p99_ms(card, n_rows, kilo, share) / plan.prediction.p99_ms
+            steps.append(
+                replace(
+                    step,
+                    p50_ms=step_p50_ms(card, n_rows, kilo, share),
+                    budget_ms=budget_ms,
+                    fallbacks=self._fallbacks(plan, step, share, problem),
+                )
+            )
+        return replace(plan, steps=tuple(steps))
+
+    def _fallbacks(self, plan: Plan, step: Step, share: float, problem: Problem) -> tuple[ExtensionId, ...]:
+        """Other extensions with the same ports that could do this step in this plan, best first."""
+        index, request, own = self.index, self.request, self.cards[step.extension]
+        by_id = {s.id: s for s in plan.steps}
+        fed: list[tuple[str, Feature, Card | None]] = []  # our port, what comes in, and from which extension
+        for binding in step.inputs:
+            for source in binding.sources:
+                giver = None if source.step == REQUEST else self.cards[by_id[source.step].extension]
+                fed.append((binding.port, _feature(giver.outputs if giver else request.inputs, source.port), giver))
+        takers: list[tuple[str, Feature, Card | None, int]] = []  # our port, what is wanted, by which extension, need
+        for taker, binding in _bindings(plan):
+            for source in binding.sources:
+                if source.step == step.id:
+                    card = self.cards[taker.extension] if taker else None
+                    ports = index.ports(index.position[card.id]) if card else request.wanted
+                    at = next(i for i, port in enumerate(ports) if port.name == binding.port)
+                    need = index.card_needs[index.position[card.id]][at] if card else len(index.needs) + at
+                    takers.append((source.port, ports[at].feature, card, need))
+        in_plan = set(plan.extensions())
+
+        def fits(card: Card) -> bool:
+            inputs = {port.name: port for port in card.inputs}
+            outputs = {port.name: port.feature for port in card.outputs}
+            return (
+                card.id not in in_plan
+                and inputs.keys() == {port for port, _, _ in fed}
+                and all(port.many == 1 for port in card.inputs)
+                and all(
+                    inputs[port].feature.accepts(feature)
+                    and (giver is None or card.after.permits(giver.name, giver.version))
+                    for port, feature, giver in fed
+                )
+                and all(
+                    port in outputs
+                    and feature.accepts(outputs[port])
+                    and (taker is None or taker.after.permits(card.name, card.version))
+                    for port, feature, taker, _ in takers
+                )
+                and self._keeps_terms(plan, own, card, share)
+            )
+
+        candidates = problem.givers(takers[0][3])[0][:64]
+        fitting = [c for c in candidates if fits(index.cards[c])]
+        fitting.sort(key=lambda c: problem.card(c).score + problem.latency_weight * problem.card(c).p50_ms)
+        return tuple([index.names[c] for c in fitting[:MOST_FALLBACKS]])
+
+    def _keeps_terms(self, plan: Plan, own: Card, other: Card, share: float) -> bool:
+        """Whether cost and accuracy stay within the terms when `other` does what `own` was to do."""
+        terms, p = self.request.terms, plan.prediction
+        if terms.max_cost is not None and p.cost + share * (other.cost - own.cost) > terms.max_cost * (1 + 1e-9):
+            return False
+        if terms.min_accuracy is None or own.accuracy.mean == 0.0:
+            return True
+        return p.accuracy * other.accuracy.mean / own.accuracy.mean >= terms.min_accuracy * (1 - 1e-9)
+
+    def refusal(self, plans: Sequence[Plan], stopped: str) -> TermsUnmet:
+        """The error for a request that has plans, but none within its terms."""
+        terms, index = self.request.terms, self.index
+        visible = [p for p in plans if all(self.cards[id_].sees(terms.tags) for id_ in p.extensions())]
+        limits = Limits.of(self.request)
+        if not visible and not self._reached(Limits(), Objective(), plans):
+            plan = plans[0]
+            return TermsUnmet(
+                f"plans exist, but none may see the tags of the data: {explain.breach(plan, self.request, index)} "
+                f"(best plan without tags: {explain.chain_of(plan)}, {explain.figures(plan.prediction)}).",
+                hint="Send the data without the tag, or register an extension that may see it.",
+            )
+        asked = [term for term in explain.TERMS if getattr(terms, term.name) is not None]
+        for term in asked:
+            best = self._reached(Limits(), term.objective, visible, term)
+            if best is not None and not term.kept(best.prediction, terms):
+                return explain.unreachable(term, terms, best)
+        for term in asked:
+            best = self._reached(replace(limits, **term.lifted), term.objective, (), term)
+            if best is not None:
+                return explain.unreachable(term, terms, best, [other for other in asked if other is not term])
+        return explain.unreachable_together(terms, asked, visible or plans, stopped)
+
+    def _reached(
+        self, limits: Limits, objective: Objective, known: Iterable[Plan], term: explain.Term | None = None
+    ) -> Plan | None:
+        """The plan that is best by one criterion within some limits, or a known one that is even better."""
+        problem = Problem(
+            self.index,
+            replace(self.request, objective=objective),
+            limits,
+            combiners=False,
+            slow=term is not None and term.slow,
+        )
+        states = search(problem, 1, self.budget, self.clock).states
+        plans = [self.finished(Draft.of(state, self.index, self.request), "graph") for state in states[:1]]
+        if term is None:
+            return plans[0] if plans else None
+        return min([*plans, *known], key=lambda p: term.amount(p.prediction), default=None)
+
+
+def _feature(ports: Iterable[Port], name: str) -> Feature:
+    return next(port.feature for port in ports if port.name == name)
+
+
+def _bindings(plan: Plan) -> Iterable[tuple[Step | None, Binding]]:
+    """Every binding of a plan with the step that it feeds; None for the plan's own outputs."""
+    for step in plan.steps:
+        for binding in step.inputs:
+            yield step, binding
+    for binding in plan.outputs:
+        yield None, binding
