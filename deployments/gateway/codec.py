@@ -52,6 +52,8 @@ MAX_ID_CHARS = 256
 MAX_INPUTS = 256
 MAX_DIMENSIONS = 32
 
+DTYPES = frozenset(DATATYPES.values())
+
 _REQUEST_FIELDS = frozenset({"id", "parameters", "inputs", "outputs"})
 _INPUT_FIELDS = frozenset({"name", "datatype", "shape", "data", "parameters"})
 _OUTPUT_FIELDS = frozenset({"name", "parameters"})
@@ -146,15 +148,25 @@ def decode_inputs(tensors: object, max_rows: int | None = None) -> dict[str, Arr
 def encode_answer(answer: InferAnswer, form: Form = Form()) -> Encoded:
     """The answer as JSON, followed by the outputs that the client wants as binary.
 
-    Raises BadRequest when JSON cannot carry an output (FP16, or BYTES that are not UTF-8).
+    Raises BadRequest when JSON cannot carry an output (FP16, or BYTES that are not UTF-8), ExtensionBroken for one
+    that the protocol has no datatype for.
     """
-    outputs, parts = _tensors({name: rows.values for name, rows in answer.outputs.items()}, form)
+    outputs, parts = _tensors(output_arrays(answer), form)
     head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if answer.id:
         head["id"] = answer.id
     head["parameters"] = answer.parameters
     head["outputs"] = outputs
     return _join(head, parts)
+
+
+def output_arrays(answer: InferAnswer) -> dict[str, Array]:
+    """The arrays of an answer by name. Raises ExtensionBroken for one that the protocol has no datatype for."""
+    arrays = {name: rows.values for name, rows in answer.outputs.items()}
+    for name, values in arrays.items():
+        if values.dtype not in DTYPES:
+            raise ExtensionBroken(f"output {name!r} has dtype {values.dtype}, which no Open Inference datatype fits.")
+    return arrays
 
 
 def encode_error(error: FenixError) -> bytes:

@@ -32,6 +32,7 @@ from deployments.gateway.codec import (
     check_tensor_parameters,
     from_json,
     from_raw,
+    output_arrays,
     shaped,
     terms_of,
     to_raw,
@@ -149,7 +150,7 @@ ModelInferRequest = message("ModelInferRequest")
 ModelInferResponse = message("ModelInferResponse")
 
 # The field of InferTensorContents that holds a datatype's elements.
-_CONTENTS = {
+CONTENTS = {
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
     **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
     **{name: f"{name.lower()}_contents" for name in ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")},
@@ -190,10 +191,11 @@ def decode_infer_request(raw: bytes, max_rows: int | None = None) -> tuple[Infer
 
 
 def encode_infer_answer(answer: InferAnswer, typed: bool = False) -> bytes:
-    """The answer as a serialized ModelInferResponse. Raises ExtensionBroken for arrays that the protocol lacks."""
+    """The answer as a serialized ModelInferResponse. Raises ExtensionBroken for an array that the
+    protocol has no datatype for."""
     response = ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
     _set_values(response.parameters, answer.parameters)
-    arrays = {name: rows.values for name, rows in answer.outputs.items()}
+    arrays = output_arrays(answer)
     typed = typed and all(values.dtype != np.float16 for values in arrays.values())
     _add_tensors(response.outputs, arrays, None if typed else response.raw_output_contents)
     return bytes(response.SerializeToString())
@@ -288,7 +290,7 @@ def _arrays(what: str, tensors: Sequence[Any], raw_contents: Sequence[bytes]) ->
 def _from_contents(label: str, datatype: str, shape: tuple[int, ...], contents: Any) -> Array:
     if datatype == "FP16":
         raise BadInput(f"{label} is FP16, which has no typed contents.", hint="Send raw contents.")
-    right = _CONTENTS[datatype]
+    right = CONTENTS[datatype]
     for field, _ in contents.ListFields():
         if field.name != right:
             raise BadInput(f"{label} is {datatype}, but has {field.name}.", hint=f"Use {right}.")
@@ -310,4 +312,4 @@ def _add_tensors(tensors: Any, arrays: Mapping[str, Array], raw_contents: Any | 
         elements = values.ravel().tolist()
         if datatype == "BYTES":
             elements = [text if isinstance(text, bytes) else str(text).encode() for text in elements]
-        getattr(tensor.contents, _CONTENTS[datatype]).extend(elements)
+        getattr(tensor.contents, CONTENTS[datatype]).extend(elements)

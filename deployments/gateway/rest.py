@@ -58,7 +58,7 @@ from deployments.gateway.schemas import (
     Tensor,
     TermsBody,
 )
-from planner.errors import BadInput, BadRequest, BodyTooLarge, FenixError, NotFound
+from planner.errors import BadInput, BadRequest, BodyTooLarge, FenixError, NotFound, near
 from planner.features import DATATYPES, Array
 
 _MEANING = {
@@ -101,6 +101,26 @@ class _Route(APIRoute):
                 return _refusal(internal_error(error))
 
         return handle_or_explain
+
+
+class _StrictRoute(_Route):
+    """Also refuses query parameters that are unknown or repeated, which FastAPI would silently drop."""
+
+    def get_route_handler(self) -> _Handler:
+        handle = super().get_route_handler()
+        known = [parameter.alias for parameter in self.dependant.query_params]
+
+        async def check_and_handle(request: Request) -> Response:
+            names = [name for name, _ in request.query_params.multi_items()]
+            for name in names:
+                if name not in known:
+                    hint = near(name[:128], known) or "There are none."
+                    return _refusal(BadRequest(f"unknown query parameter {name[:128]!r}.", hint=hint))
+                if names.count(name) > 1:
+                    return _refusal(BadRequest(f"query parameter {name!r} is there twice.", hint="Give it once."))
+            return await handle(request)
+
+        return check_and_handle
 
 
 def create_app(engine: Engine, limits: Limits) -> FastAPI:
@@ -194,7 +214,7 @@ _Offset = Annotated[int, Query(ge=0, le=2**53, description="Leave out the first 
 
 
 def _v1(engine: Engine, limits: Limits) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["Fenix"], route_class=_Route)
+    router = APIRouter(prefix="/v1", tags=["Fenix"], route_class=_StrictRoute)
 
     @router.post("/infer", responses=_RUNNING)
     async def infer(body: InferBody, x_request_id: _RequestId = "") -> AnswerBody:
@@ -235,7 +255,7 @@ def _v1(engine: Engine, limits: Limits) -> APIRouter:
         """One goal."""
         return GoalInfo.of(engine.catalogue.goal(name))
 
-    @router.get("/catalogue", responses=_may_answer(500))
+    @router.get("/catalogue", responses=_may_answer(400, 500))
     async def catalogue() -> CatalogueInfo:
         """The epoch and size of the catalogue that this gateway follows."""
         now = engine.catalogue

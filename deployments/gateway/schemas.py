@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.gateway.codec import MAX_DIMENSIONS, MAX_ID_CHARS, MAX_INPUTS, MAX_NAME_CHARS, json_data
+from deployments.gateway.codec import MAX_DIMENSIONS, MAX_ID_CHARS, MAX_INPUTS, MAX_NAME_CHARS, json_data, output_arrays
 from deployments.gateway.messages import Explanation, InferAnswer
 from deployments.gateway.metadata import ModelInfo
 from planner.cards import Card
@@ -378,12 +378,12 @@ class AnswerBody(Closed):
 
     @classmethod
     def of(cls, answer: InferAnswer, explanation: Explanation | None = None) -> AnswerBody:
-        """Raises BadRequest for an output that JSON cannot carry."""
+        """Raises BadRequest for an output that JSON cannot carry, ExtensionBroken for one of no known datatype."""
         return cls(
             model=answer.model,
             version=answer.version,
             id=answer.id,
-            outputs=[_output(name, rows.values) for name, rows in answer.outputs.items()],
+            outputs=[_output(name, values) for name, values in output_arrays(answer).items()],
             parameters=dict(answer.parameters),
             plan=PlanInfo.of(answer.plan),
             steps=[StepTimes.of(record) for record in answer.steps],

@@ -34,9 +34,9 @@ class HttpServer:
         self.port: int = listener.getsockname()[1]
 
     async def stop(self, grace_s: float = 10.0) -> None:
-        """Stops listening and lets running requests finish for `grace_s`; later ones are answered with 503.
+        """Stops listening and lets running requests finish for `grace_s`; the rest is cancelled and answered with 503.
 
-        When this returns, all connections are closed. Calling it again does nothing.
+        Calling it again does nothing.
         """
         self._server.config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]  # asyncio takes fractions
         self._server.should_exit = True

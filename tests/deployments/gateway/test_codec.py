@@ -20,6 +20,8 @@ from deployments.gateway.codec import (
     terms_of,
 )
 from deployments.gateway.messages import InferAnswer
+from deployments.gateway.protocol import encode_infer_answer
+from deployments.gateway.schemas import AnswerBody
 from planner.errors import (
     BadInput,
     BadRequest,
@@ -324,6 +326,12 @@ def test_json_does_not_carry_what_it_cannot(values: Array) -> None:
     with pytest.raises(BadRequest) as caught:
         encode_answer(answer(y=values))
     assert caught.value.hint == "Ask for binary data."
+
+
+def test_an_output_of_no_known_datatype_is_the_extensions_fault() -> None:
+    for encode in (encode_answer, encode_infer_answer, AnswerBody.of):
+        with pytest.raises(ExtensionBroken, match="output 'y' has dtype complex128"):
+            encode(answer(y=np.ones(1, np.complex128)))
 
 
 @pytest.mark.parametrize("sent", [b"", b"[]", b'{"outputs": 3}', b'{"outputs": [{"name": "y"}]}'])

@@ -127,7 +127,7 @@ def with_raw(*raw: bytes, datatype: str = "FP32", shape: tuple[int, ...] = (1,))
 @given(data=st.data())
 def test_typed_requests_arrive_as_they_were_sent(datatype: str, data: st.DataObject) -> None:
     sent: Array = data.draw(arrays(datatype))
-    contents = {protocol._CONTENTS[datatype]: sent.ravel().tolist()}
+    contents = {protocol.CONTENTS[datatype]: sent.ravel().tolist()}
     request, typed = decode_infer_request(with_contents(datatype, list(sent.shape), **contents))
     assert same(request.inputs["x"], sent)
     assert typed

@@ -129,7 +129,13 @@ def test_extensions_and_goals_can_be_looked_at(http: Served) -> None:
     assert (goal["description"], goal["examples"]) == (GOAL.description, list(GOAL.examples))
     for path in ("/v1/goals/dubbling", "/v1/extensions/dubble", "/v1/goals/%2e%2e"):
         assert httpx.get(http.url + path).status_code == 404
-    assert httpx.get(http.url + "/v1/goals", params={"limit": 0}).status_code == 400
+    for query, words in (
+        ("limit=0", "limit: Input should be greater than or equal to 1"),
+        ("limit=1&limit=2", "'limit' is there twice"),
+        ("limt=1", "Nearest: limit."),
+    ):
+        answer = httpx.get(http.url + "/v1/goals?" + query)
+        assert (answer.status_code, words in answer.json()["error"]) == (400, True)
 
 
 def test_the_document_describes_the_raw_infer_routes_as_they_are(http: Served) -> None:
