@@ -8,6 +8,7 @@ whoever fetches it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -28,7 +29,16 @@ DIGEST_TAG = "fenix.digest"  # over all files of the version
 CONTENT_TAG = "fenix.content"  # over the tensors alone: the same weights have the same content
 
 _EXPERIMENT = "fenix"
-_TIMEOUT_S = 20
+_MLFLOW_SETTINGS = {
+    # Otherwise a dead server is tried for several minutes.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # Standard output is for data.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -200,11 +210,7 @@ class ModelRegistry:
 
     @cached_property
     def _client(self) -> Any:
-        from mlflow import MlflowClient
-
-        if self.uri.startswith("http"):
-            _bound_patience()
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return _import_mlflow().MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     @cached_property
     def _experiment_id(self) -> str:
@@ -227,13 +233,12 @@ class ModelRegistry:
                 raise
 
     def _download(self, version: ModelVersion, folder: Path) -> None:
-        from mlflow.artifacts import download_artifacts
-
         # Not by `models:/...`: MLflow resolves that with the process-wide registry, whatever it is told.
         uri = self._client.get_model_version_download_uri(version.name, version.version)
         if uri.startswith("models:/"):
             uri = self._client.get_logged_model(uri.removeprefix("models:/")).artifact_location
-        got = Path(download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self.uri))
+        download = _import_mlflow().artifacts.download_artifacts
+        got = Path(download(artifact_uri=uri, dst_path=str(folder), tracking_uri=self.uri))
         if got != folder:  # MLflow keeps the last part of the address as a folder
             got.rename(folder.with_name("inner"))
             shutil.rmtree(folder)
@@ -262,12 +267,12 @@ class ModelRegistry:
     @contextmanager
     def _asking(self, doing: str, missing: Any = None) -> Iterator[None]:
         """Turns what MLflow raises into our errors; `missing()` gives the hint for a model that is not there."""
-        from mlflow.exceptions import MlflowException
-
+        mlflow = _import_mlflow()
         try:
             yield
-        except MlflowException as error:
-            code, said = _code(error), str(error).splitlines()[0]
+        except mlflow.MlflowException as error:
+            code = _code(error)
+            said = str(error).splitlines()[0].removeprefix(f"{code}: ")
             if code == "RESOURCE_DOES_NOT_EXIST" or (missing and code == "INVALID_PARAMETER_VALUE"):
                 raise ModelNotFound(f"{doing}: {said}", hint=missing() if missing else "") from None
             if code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
@@ -283,18 +288,13 @@ class ModelRegistry:
         )
 
 
-def _bound_patience() -> None:
-    # MLflow would retry a dead server for several minutes, and takes its limits from the environment only. An
-    # operator who has set them is obeyed.
-    from mlflow import environment_variables as mlflow_settings
+def _import_mlflow() -> Any:
+    """MLflow, which takes these settings from the environment only. What an operator has set there is kept."""
+    for name, value in _MLFLOW_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
 
-    for setting, value in (
-        (mlflow_settings.MLFLOW_HTTP_REQUEST_TIMEOUT, _TIMEOUT_S),
-        (mlflow_settings.MLFLOW_HTTP_REQUEST_MAX_RETRIES, 1),
-        (mlflow_settings.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR, 1),
-    ):
-        if not setting.is_set():
-            setting.set(value)
+    return mlflow
 
 
 def _version(entity: Any, aliases: tuple[str, ...]) -> ModelVersion:
