@@ -197,7 +197,9 @@ def load(
     try:
         return Settings.model_validate(nested)
     except ValidationError as error:
-        raise BadCard(_explain(error, values, keys), hint="`fenix up --help` lists the settings.") from None
+        raise BadCard(
+            _explain(error, values, keys), hint="configs/local.yaml has every setting with its default."
+        ) from None
 
 
 def _nearest(key: str, keys: Mapping[str, str]) -> str:

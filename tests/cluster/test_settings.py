@@ -112,3 +112,18 @@ def test_settings_cannot_change() -> None:
 
 def test_every_setting_is_described() -> None:
     assert all(known_keys().values())
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_the_local_configuration_is_every_default() -> None:
+    text = (CONFIGS / "local.yaml").read_text()
+    assert load(CONFIGS / "local.yaml", {}) == load(environment={})
+    assert [key for key in known_keys() if f"{key.rpartition('.')[2]}:" not in text] == []
+
+
+def test_the_cluster_configuration_starts_no_mlflow_and_lets_nodes_join() -> None:
+    settings = load(CONFIGS / "cluster.yaml", {})
+    assert not settings.mlflow.is_ours
+    assert not settings.ray.is_loopback
