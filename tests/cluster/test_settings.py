@@ -123,7 +123,7 @@ def test_the_local_configuration_is_every_default() -> None:
     assert [key for key in known_keys() if f"{key.rpartition('.')[2]}:" not in text] == []
 
 
-def test_the_cluster_configuration_starts_no_mlflow_and_lets_nodes_join() -> None:
+def test_the_cluster_configuration_opens_the_gateway_alone_and_starts_no_mlflow() -> None:
     settings = load(CONFIGS / "cluster.yaml", {})
     assert not settings.mlflow.is_ours
-    assert not settings.ray.is_loopback
+    assert (settings.host, settings.ray.is_loopback) == ("0.0.0.0", True)
