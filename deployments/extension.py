@@ -353,6 +353,8 @@ def _as_bytes(what: str, values: Array) -> Array:
     if values.dtype.kind not in "OSU":
         raise ExtensionBroken(f"{what} has dtype {values.dtype}, but the card says BYTES.", hint="Return texts.")
     flat = values.reshape(-1)
+    if values.dtype.kind == "O" and set(map(type, flat)) == {bytes}:
+        return values
     made = np.empty(flat.shape, dtype=object)
     for i, value in enumerate(flat):
         if isinstance(value, str):
@@ -368,9 +370,13 @@ def _confidence(who: str, values: Any, n_rows: int) -> np.ndarray[Any, np.dtype[
         raise ExtensionBroken(f"{who}: the confidence is {_a(values)}, not an array of floats.")
     if values.shape != (n_rows,):
         raise ExtensionBroken(f"{who}: the confidence has shape {list(values.shape)}, not [{n_rows}].")
-    if not ((values >= -_ROUNDING) & (values <= 1.0 + _ROUNDING)).all():  # NaN fails too
-        raise ExtensionBroken(f"{who}: a confidence lies in [0, 1]; got {values.min()} to {values.max()}.")
-    return np.clip(values, 0.0, 1.0).astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -_ROUNDING and high <= 1.0 + _ROUNDING):  # NaN fails too
+        raise ExtensionBroken(f"{who}: a confidence lies in [0, 1]; got {low} to {high}.")
+    if low < 0.0 or high > 1.0:
+        values = values.clip(0.0, 1.0)
+    narrow: np.ndarray[Any, np.dtype[np.float32]] = values.astype(np.float32, copy=False)
+    return narrow
 
 
 def random_values(datatype: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

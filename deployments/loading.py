@@ -40,9 +40,10 @@ def describe(
 def load(card: Card, *, mlflow_uri: str = "", cache_dir: str | Path = "") -> Extension:
     """The extension of a card: constructed, not set up yet. What the card says of names and ports counts.
 
-    `cache_dir` keeps model versions that were fetched. Raises BadCard for a source that cannot be found or options
-    that do not fit, ArtifactRefused for code or a model that is not what the card says or cannot be loaded safely,
-    ModelNotFound, StoreUnavailable, ExtensionUnavailable (a remote server), ExtensionRaised (its own code).
+    `cache_dir` keeps model versions that were fetched; only they need it. Raises BadCard for a source that cannot be
+    found or options that do not fit, ArtifactRefused for code or a model that is not what the card says or cannot be
+    loaded safely, ModelNotFound, StoreUnavailable, ExtensionUnavailable (a remote server), ExtensionRaised (its own
+    code).
     """
     made = _make(card.source, card.options, mlflow_uri, Path(cache_dir))
     _check_ports(made, card)
@@ -69,6 +70,8 @@ def _make(source: str, options: Mapping[str, Any], mlflow_uri: str, cache_dir: P
     if source.startswith(_MODELS):
         from deployments.kinds.mlflow import find_model, model_name
 
+        if cache_dir == Path():
+            raise ValueError("a model version needs a cache_dir to be fetched into")
         kind, version, folder = find_model(source, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
         made = _construct(kind, {**options, "folder": str(folder)}, source)
         made.name = made.name if "name" in made.__dict__ else model_name(version)
