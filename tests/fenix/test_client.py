@@ -130,6 +130,13 @@ class TestOtherWaysToAsk:
         np.testing.assert_array_equal(client.ask("double it", {"x": np.ones((1, 2), np.float32)})["y"], [[2.0, 2.0]])
         np.testing.assert_array_equal(client.ask("double it", {"x": [[1, 2]]})["y"], [[2.0, 4.0]])
 
+    def test_a_sentence_with_much_data_finds_its_goal_first_and_then_sends_binary(
+        self, client: Any, gateway: Served
+    ) -> None:
+        sent = np.random.default_rng(0).random((100, 1000), np.float32)
+        np.testing.assert_array_equal(client.ask("double it", {"x": sent})["y"], sent * 2)
+        assert (gateway.engine.seen[-1].model, gateway.engine.seen[-1].sentence) == ("doubling", "")
+
     def test_by_wanted_features(self, client: Any, gateway: Served) -> None:
         values = np.ones((1, 2), np.float32)
         result = client.want("vector/out", {"x": values}, types={"x": "vector"}, outputs=["y"])
