@@ -132,6 +132,24 @@ def test_a_plain_skops_model_is_typed_by_its_columns(tmp_path: Path) -> None:
     assert report.passed, report.failures
 
 
+def test_a_model_that_mlflow_logged_is_fetched_and_loads(home: Path, registry: ModelRegistry, tmp_path: Path) -> None:
+    save_sklearn(LogisticRegression(max_iter=500).fit(X, Y), tmp_path / "any")
+    registry.register("any", tmp_path / "any", content="")  # so that there is an experiment
+    client = mlflow.MlflowClient(registry.uri, registry.uri)
+    experiment = client.get_experiment_by_name("fenix")
+    logged = client.create_logged_model(experiment.experiment_id, name="logged")
+    client.log_model_artifacts(logged.model_id, str(plain(tmp_path / "m", "skops", X, Y)))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.create_registered_model("logged")
+    client.create_model_version("logged", f"models:/{logged.model_id}", model_id=logged.model_id)
+
+    where = {"mlflow_uri": registry.uri, "cache_dir": home / "cache"}
+    loaded = load(describe("models:/logged/1", {"types": {"input": "flower"}}, **where), **where)
+    loaded.setup()
+    assert loaded.card().inputs[0].feature == Feature("flower", "FP64", (4,))
+    assert (execute(loaded, {"input": X})["output"].values == Y).mean() > 0.9
+
+
 def test_the_columns_of_a_plain_model_may_share_one_port(tmp_path: Path) -> None:
     made = MlflowExtension(str(plain(tmp_path / "m", "skops", FRAME, Y)), {"flower": "flower"}, together="flower")
     assert made.card().inputs[0].feature == Feature("flower", "FP64", (4,))
