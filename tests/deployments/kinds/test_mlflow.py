@@ -132,7 +132,10 @@ def test_a_plain_skops_model_is_typed_by_its_columns(tmp_path: Path) -> None:
     assert report.passed, report.failures
 
 
-def test_a_model_that_mlflow_logged_is_fetched_and_loads(home: Path, registry: ModelRegistry, tmp_path: Path) -> None:
+def test_a_model_that_mlflow_logged_is_fetched_and_loads(
+    home: Path, registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)  # without a server, MLflow's store looks there itself
     save_sklearn(LogisticRegression(max_iter=500).fit(X, Y), tmp_path / "any")
     registry.register("any", tmp_path / "any", content="")  # so that there is an experiment
     client = mlflow.MlflowClient(registry.uri, registry.uri)
