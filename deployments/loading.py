@@ -38,7 +38,7 @@ def describe(
 
 
 def load(card: Card, *, mlflow_uri: str = "", cache_dir: str | Path = "") -> Extension:
-    """The extension of a card: constructed, not set up yet. What the card says of names and ports counts.
+    """The extension of a card: constructed, not set up yet. The operator's word in the card counts.
 
     `cache_dir` keeps model versions that were fetched; only they need it. Raises BadCard for a source that cannot be
     found or options that do not fit, ArtifactRefused for code or a model that is not what the card says or cannot be
@@ -47,7 +47,8 @@ def load(card: Card, *, mlflow_uri: str = "", cache_dir: str | Path = "") -> Ext
     """
     made = _make(card.source, card.options, mlflow_uri, Path(cache_dir))
     _check_ports(made, card)
-    made.name, made.version, made.resources = card.name, card.version, card.resources
+    made.name, made.version = card.name, card.version
+    made.resources, made.deterministic = card.resources, card.deterministic
     return made
 
 

@@ -49,9 +49,9 @@ def test_a_function_is_loaded_by_name_with_its_options() -> None:
 
 
 def test_what_the_operator_changed_in_the_card_counts() -> None:
-    card = describe(f"{HERE}:scale").but(name="other", version="9")
+    card = describe(f"{HERE}:scale").but(name="other", version="9", deterministic=False)
     made = load(card)
-    assert (made.name, made.version) == ("other", "9")
+    assert (made.name, made.version, made.deterministic) == ("other", "9", False)
 
 
 def test_a_single_file_is_loaded_by_its_digest(file: Path) -> None:
