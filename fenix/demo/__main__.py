@@ -66,7 +66,7 @@ class Voice(Console):
     def _watch(self) -> None:
         while not self._ended.wait(0.1):
             if time.monotonic() - self._spoke_s > SILENCE_S:
-                self._line(f"... {self._doing}")
+                self._line(f"... {self._doing[:60]}")
 
     def _line(self, text: str) -> None:
         line = Text.assemble((f"{time.monotonic() - self._started_s:6.1f} s  ", "dim"), text)
@@ -91,22 +91,10 @@ def main() -> int:
 def _demo(folder: Path, voice: Voice) -> int:
     voice.report("loading torch, scikit-learn, MLflow and Ray")
     from cluster import lifecycle
-    from cluster.processes import free_ports
-    from cluster.settings import load
     from fenix.demo import training
 
     fitted = training.fit_all(voice.report)
-    http, grpc, ray, mlflow = free_ports(4)
-    settings = load(
-        environment={},
-        overrides={
-            "state_dir": str(folder / "state"),
-            "http_port": http,
-            "grpc_port": grpc,
-            "ray.port": ray,
-            "mlflow.port": mlflow,
-        },
-    )
+    settings = lifecycle.private_settings(folder)
     running = lifecycle.up(settings, voice.report)
     try:
         for name, address in running.addresses.items():
