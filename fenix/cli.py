@@ -8,7 +8,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fenix.commands import asking, catalogue, deploying, lifecycle
+from fenix.commands.asking import infer, plan
+from fenix.commands.catalogue import describe, get
+from fenix.commands.deploying import deploy, remove
+from fenix.commands.lifecycle import down, status, up
 from fenix.output import EXIT_CODES, exit_code, explain, fail
 from lineage.errors import FenixError
 
@@ -51,8 +54,8 @@ def fenix(
     pass
 
 
-for module in (lifecycle, deploying, catalogue, asking):
-    module.register(app)
+for command in (up, down, status, deploy, remove, get, describe, plan, infer):
+    app.command()(command)
 
 
 def main() -> None:

@@ -1,2 +1,3 @@
-"""The commands of `fenix`, one module a theme: lifecycle (up, down, status), catalogue (get, describe), deploying
-(deploy, remove), asking (plan, infer). Each has `register(app)`; options shared by several are in options.py."""
+"""The commands of `fenix`, one module a theme: lifecycle (up, down, status), deploying (deploy, remove), catalogue
+(get, describe), asking (plan, infer). sources.py and tensors.py read what they are given, options.py has the options
+that several share. The docstring of a command is its help."""

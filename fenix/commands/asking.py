@@ -53,11 +53,6 @@ Tag = Annotated[
 Purpose = Annotated[str | None, typer.Option("--purpose", metavar="TEXT", help="What for; kept in the journal.")]
 
 
-def register(app: typer.Typer) -> None:
-    app.command("plan", help="Show how a request would be answered, and what was rejected and why. Runs nothing.")(plan)
-    app.command("infer", help="Answer a request: by goal, by a sentence or by wanted feature types.")(infer)
-
-
 def plan(
     goal: Goal = "",
     sentence: Sentence = "",
@@ -76,6 +71,7 @@ def plan(
     settings: SettingsFile = None,
     timeout_s: TimeoutS = 30.0,
 ) -> None:
+    """Show how a request would be answered, and what was rejected and why. Runs nothing."""
     _exactly_one(goal, sentence, want)
     terms = _terms(deadline_ms, max_cost, min_accuracy, priority, user, tag, purpose)
     with open_client(url, settings, timeout_s) as client:
@@ -118,6 +114,7 @@ def infer(
     timeout_s: TimeoutS = 30.0,
     quiet: Quiet = False,
 ) -> None:
+    """Answer a request: by goal, by a sentence or by wanted feature types."""
     _exactly_one(goal, sentence, want)
     if not input:
         raise BadRequest("there is no input.", hint="Give --input NAME=@file.npy or --input NAME='[[1, 2]]'.")

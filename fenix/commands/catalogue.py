@@ -26,11 +26,6 @@ class What(enum.StrEnum):
     FEATURES = "features"
 
 
-def register(app: typer.Typer) -> None:
-    app.command("get", help="List extensions, goals or feature types.")(get)
-    app.command("describe", help="Show one extension (NAME or NAME@VERSION) or goal in full.")(describe)
-
-
 def get(
     what: Annotated[What, typer.Argument(help="What to list.")],
     output: Output = Format.TABLE,
@@ -38,6 +33,7 @@ def get(
     settings: SettingsFile = None,
     timeout_s: TimeoutS = 30.0,
 ) -> None:
+    """List extensions, goals or feature types."""
     with open_client(url, settings, timeout_s) as client:
         data = _features(client) if what is What.FEATURES else client.goals()
         if what is What.EXTENSIONS:
@@ -52,6 +48,7 @@ def describe(
     settings: SettingsFile = None,
     timeout_s: TimeoutS = 30.0,
 ) -> None:
+    """Show one extension (NAME or NAME@VERSION) or goal in full."""
     with open_client(url, settings, timeout_s) as client:
         data, is_goal = _find(client, name)
     emit(data, output, lambda: _described_goal(data) if is_goal else _described_extension(data))

@@ -28,13 +28,6 @@ if TYPE_CHECKING:
     from planner.goals import Goal
 
 
-def register(app: typer.Typer) -> None:
-    app.command("deploy", help="Deploy extensions and goals: each is started, checked and measured before it serves.")(
-        deploy
-    )
-    app.command("remove", help="Take extensions and goals out of the catalogue and end their replicas.")(remove)
-
-
 def deploy(
     sources: Annotated[
         list[str] | None,
@@ -57,6 +50,7 @@ def deploy(
     output: Output = Format.TABLE,
     quiet: Quiet = False,
 ) -> None:
+    """Deploy extensions and goals: each is started, checked and measured before it serves."""
     from fenix.commands.sources import is_file_of_cards, read_goals
 
     if not sources and not goal:
@@ -83,6 +77,7 @@ def remove(
     output: Output = Format.TABLE,
     quiet: Quiet = False,
 ) -> None:
+    """Take extensions and goals out of the catalogue and end their replicas."""
     if not ids and not goal:
         raise BadRequest("there is nothing to remove.", hint="Give an ID, or --goal NAME; see `fenix get extensions`.")
     from cluster import lifecycle

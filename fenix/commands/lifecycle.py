@@ -21,15 +21,10 @@ if TYPE_CHECKING:
 _STYLES = {"up": "bold green", "starting": "bold yellow", "broken": "bold red", "down": "bold red"}
 
 
-def register(app: typer.Typer) -> None:
-    app.command("up", help="Start the cluster of this machine, and wait until it answers.")(up)
-    app.command("down", help="Let running requests finish and end the cluster. What it knows survives.")(down)
-    app.command("status", help="Show processes, addresses and the health of each extension.")(status)
-
-
 def up(
     settings: SettingsFile = None, set_: Overrides = None, output: Output = Format.TABLE, quiet: Quiet = False
 ) -> None:
+    """Start the cluster of this machine, and wait until it answers."""
     from cluster import lifecycle
 
     silence_serve()
@@ -46,6 +41,7 @@ def up(
 def down(
     settings: SettingsFile = None, set_: Overrides = None, output: Output = Format.TABLE, quiet: Quiet = False
 ) -> None:
+    """Let running requests finish and end the cluster. What it knows survives."""
     from cluster import lifecycle
 
     ended = lifecycle.down(load_settings(settings, set_), Progress(quiet))
@@ -64,6 +60,7 @@ def status(
     ] = True,
     output: Output = Format.TABLE,
 ) -> None:
+    """Show processes, addresses and the health of each extension."""
     from cluster import lifecycle
 
     wanted = load_settings(settings, set_)
