@@ -1,0 +1,25 @@
+"""All benchmarks, one after the other: `make bench`, or `python -m tests.benchmarks NAME...`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BENCHMARKS = {
+    "planning": "how long a plan takes, cached and fresh, up to 100,000 extensions",
+    "composition": "a chain of three behind HTTP, beside plain Ray Serve composition",
+}
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or list(BENCHMARKS)
+    for name in chosen:
+        if name not in BENCHMARKS:
+            raise SystemExit(f"there is no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
+    for name in chosen:
+        print(f"== {name}: {BENCHMARKS[name]}", flush=True)
+        subprocess.run([sys.executable, "-m", f"tests.benchmarks.bench_{name}"], check=True)
+
+
+if __name__ == "__main__":
+    main()
