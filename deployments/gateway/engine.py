@@ -7,6 +7,7 @@ Lives in every gateway replica, so planning costs no hop. It knows neither HTTP 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from planner.dispatch import Dispatcher
 from planner.errors import BadInput, BadRequest, DeadlineExceeded, NoPlan, NotFound, near
 from planner.features import Array, Feature, Port, Rows, check_rows, datatype_of, is_a
 from planner.goals import Goal, Objective, Terms
-from planner.intent import Analyser
+from planner.intent import Analyser, Encoder, TfidfEncoder
 from planner.plan_cache import PlanCache
 from planner.plans import PlanRequest, PlanSet
 from planner.profiles import Profiles
@@ -48,13 +49,18 @@ class _Target:
 class Engine:
     """Plans and runs requests over one catalogue, which `follow` replaces whenever it changes."""
 
-    def __init__(self, calls: Calls, ready: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, calls: Calls, ready: Callable[[], bool] = lambda: True, encoder: Callable[[], Encoder] = TfidfEncoder
+    ) -> None:
+        """`encoder` makes what sentences are compared with, on a thread when the first sentence comes."""
         self._profiles = Profiles()
         self._batchers = Batchers(calls, self._profiles.observe)
         self._dispatcher = Dispatcher(self._batchers, self._card)
         self._plans = PlanCache()
         self._catalogue = Catalogue()
-        self._analyser: Analyser | None = None
+        self._make_encoder = encoder
+        self._encoder: Encoder | None = None
+        self._analyser: asyncio.Task[Analyser] | None = None
         self._ready = ready
 
     @property
@@ -65,7 +71,7 @@ class Engine:
     def follow(self, catalogue: Catalogue) -> None:
         """Takes a new snapshot; requests under way keep theirs."""
         self._catalogue = catalogue
-        self._analyser = None  # built again by the first sentence
+        self._analyser = None
         self._batchers.keep_only(frozenset(catalogue.cards))
 
     def ready(self) -> bool:
@@ -79,7 +85,7 @@ class Engine:
     async def infer(self, request: InferRequest) -> InferAnswer:
         """Plans and runs one request. Raises FenixError subclasses only; cancelling the task cancels the work."""
         started_s = asyncio.get_running_loop().time()
-        target = self._target(request)
+        target = await self._target(request)
         _check_inputs(request.inputs, target.inputs)
         plans = self._plan(target, request.inputs)
         deadline_ms = target.terms.deadline_ms
@@ -107,7 +113,7 @@ class Engine:
 
     async def explain(self, request: InferRequest) -> Explanation:
         """Plans one request without running it; without inputs, one row of each of the goal's inputs is meant."""
-        target = self._target(request)
+        target = await self._target(request)
         if request.inputs:
             _check_inputs(request.inputs, target.inputs)
         return Explanation(target.goal, target.sureness, self._plan(target, request.inputs))
@@ -130,22 +136,34 @@ class Engine:
             self._catalogue,
         )
 
-    def _target(self, request: InferRequest) -> _Target:
+    async def _target(self, request: InferRequest) -> _Target:
         if request.model:
             goal = self._catalogue.goals.get(request.model)
-            if goal is not None:
-                if request.version not in ("", goal.version):
-                    raise NotFound(f"goal {goal.name!r} has version {goal.version}, not {request.version!r}.")
-                return _goal_target(goal, request, 1.0)
-            return self._extension_target(request)
+            if goal is None:
+                return self._extension_target(request)
+            if request.version not in ("", goal.version):
+                raise NotFound(f"goal {goal.name!r} has version {goal.version}, not {request.version!r}.")
+            return _goal_target(goal, request, 1.0)
         if request.sentence:
-            if self._analyser is None:
-                self._analyser = Analyser(self._catalogue)
-            found = self._analyser.analyse(request.sentence, request.inputs or None)
-            return _goal_target(self._catalogue.goal(found.goal), request, found.sureness)
+            catalogue, analyser = self._catalogue, await self._sentences()
+            found = analyser.analyse(request.sentence, request.inputs or None)
+            return _goal_target(catalogue.goal(found.goal), request, found.sureness)
         if request.wanted:
             return self._wanted_target(request)
         raise BadRequest("the request names no goal.", hint="Give a goal or extension, a sentence, or wanted features.")
+
+    async def _sentences(self) -> Analyser:
+        """The analyser of the present catalogue, built by the first sentence that needs it; others wait for it."""
+        if self._analyser is None:
+            # A context of its own: the first client may leave, the others still want it.
+            building = asyncio.to_thread(self._build_analyser, self._catalogue)
+            self._analyser = asyncio.get_running_loop().create_task(building, context=contextvars.Context())
+        return await asyncio.shield(self._analyser)
+
+    def _build_analyser(self, catalogue: Catalogue) -> Analyser:
+        if self._encoder is None:
+            self._encoder = self._make_encoder()
+        return Analyser(catalogue, self._encoder)
 
     def _extension_target(self, request: InferRequest) -> _Target:
         name, _, version = request.model.partition("@")
