@@ -34,8 +34,7 @@ test: lint  ## everything, from lint to end-to-end tests on a real local cluster
 	@echo "pytest";      $(BIN)/python -m pytest
 
 bench: $(STAMP)  ## speed, beside plain Ray Serve in the same run
-	@for bench in $(basename $(notdir $(wildcard tests/benchmarks/bench_*.py))); do \
-	echo "$$bench"; $(BIN)/python -m tests.benchmarks.$$bench || exit 1; done
+	@$(BIN)/python -m tests.benchmarks
 
 soak: $(STAMP)  ## half an hour of mixed load with faults; watches memory and errors
 	@$(BIN)/python -m tests.benchmarks.soak
