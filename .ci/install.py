@@ -17,9 +17,11 @@ LOG = VENV / "install.log"
 EVERY_S = 2.0
 
 
-def last_line() -> str:
+def doing() -> str:
+    """What pip said last of a package."""
     lines = LOG.read_text(errors="replace").splitlines() if LOG.exists() else []
-    return next((line.strip()[:100] for line in reversed(lines) if line.strip()), "")
+    words = ("Collecting", "Processing", "Downloading", "Using cached", "Installing")
+    return next((line.strip()[:100] for line in reversed(lines) if line.strip().startswith(words)), "")
 
 
 def watched(title: str, command: list[str], n_packages: int = 0) -> None:
@@ -34,8 +36,8 @@ def watched(title: str, command: list[str], n_packages: int = 0) -> None:
                 break
             except subprocess.TimeoutExpired:
                 n_done = min(len(list(VENV.glob("lib/python*/site-packages/*.dist-info"))), n_packages)
-                doing = f"{n_done} of {n_packages} packages in place" if n_done > 2 else last_line()
-                print(f"  {time.monotonic() - started_s:4.0f} s  {doing}", flush=True)
+                what = f"{n_done} of {n_packages} packages in place" if n_done > 2 else doing()
+                print(f"  {time.monotonic() - started_s:4.0f} s  {what}", flush=True)
     if status:
         print("\n".join(LOG.read_text(errors="replace").splitlines()[-30:]), file=sys.stderr)
         print(f"{title}: failed. The whole log is in {LOG.relative_to(ROOT)}.", file=sys.stderr)
