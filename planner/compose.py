@@ -9,9 +9,8 @@ in closed form, and only the most promising ones become drafts; the real predict
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 from planner.cards import Card
 from planner.drafts import Draft, Giver
@@ -20,11 +19,13 @@ from planner.index import loss_of, thresholds_of
 from planner.plans import PlanKind
 from planner.search import FROM_REQUEST, GOAL, Entry, Limits, Problem, State
 
-MOST_SEEDS = 3  # base plans to build around
+MOST_SEEDS = 2  # base plans to build around
 MOST_PLACES = 3  # per base plan
 MOST_WAYS = 8  # per place
 MOST_MEMBERS = 5  # of an ensemble
-MOST_DRAFTS = 4  # that are predicted in full
+MOST_PAIRS = 8  # of ways to be worked out as cascades, per place
+MOST_DRAFTS = 3  # that are predicted in full
+SMALL = 200  # extensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +51,25 @@ class _Candidate:
     combiner: _Way | None = None
 
 
-def composites(problem: Problem, seeds: Sequence[State], limits: Limits) -> list[tuple[Draft, PlanKind]]:
+def composites(
+    problem: Problem, seeds: Sequence[State], limits: Limits, ended: Callable[[], bool]
+) -> list[tuple[Draft, PlanKind]]:
     """Drafts of cascades and ensembles around the seeds (best first) that may be worth it, within the limits.
 
-    The effort is bounded whatever the size of the catalogue. When none promises to beat the best seed, the one that
-    comes nearest is drafted all the same, so that planning can say why it lost.
+    The effort is bounded whatever the size of the catalogue, and stops when `ended` says so. When none promises to
+    beat the best seed, the one that comes nearest is drafted all the same, so that planning can say why it lost.
     """
-    composer = _Composer(problem.without_must_use().without_limits(), limits)
+    composer = _Composer(problem.without_must_use().without_limits(), limits, ended)
+    # Only a small catalogue is worth the effort of explaining composites that lose.
+    beat = seeds[0].bound if len(problem.index.cards) > SMALL else math.inf
     candidates: list[_Candidate] = []
     for place in composer.places(seeds[:MOST_SEEDS]):
-        candidates += composer.cascades(place)
-        candidates += composer.ensembles(place)
+        if ended():
+            break
+        candidates += composer.cascades(place, beat)
+        candidates += composer.ensembles(place, beat)
     candidates.sort(key=lambda c: c.score)
-    beat = seeds[0].bound if seeds else math.inf
-    worth = [c for c in candidates[:MOST_DRAFTS] if c.score < beat] or candidates[:1]
+    worth = [c for c in candidates[:MOST_DRAFTS] if c.score < seeds[0].bound] or candidates[:1]
     return [(composer.draft(c), c.kind) for c in worth]
 
 
@@ -77,7 +83,8 @@ class _Place:
 
 
 class _Composer:
-    def __init__(self, problem: Problem, limits: Limits) -> None:
+    def __init__(self, problem: Problem, limits: Limits, ended: Callable[[], bool]) -> None:
+        self._ended = ended
         self._problem = problem
         self._index = problem.index
         self._limits = limits
@@ -148,23 +155,19 @@ class _Composer:
 
     # Ways.
 
-    def _ways(self, rest: State, entries: Sequence[Entry], cards: Iterable[int]) -> list[_Way]:
-        """How each of the cards can feed the open needs, all of them with the same output."""
-        ways = []
-        present = {step.card: i for i, step in enumerate(rest.steps)}
-        before = frozenset(present)
-        for card in cards:
-            outs = [o for o in self._problem.ports(entries[0][2], card) if self._fits(card, o, entries[1:])]
-            state: State | None = None
-            for out in outs[:1]:
-                if card not in present:
-                    state = self._problem.place(rest, entries[0], card, out)
-                    state = self._fed(state, entries[1:], len(rest.steps), out)
-                state = state and self._problem.completed(state, 32)
-                if state is not None:
-                    draft = Draft.of(state, self._index, self._problem.request)
-                    ways.append(_Way(card, out, draft.needed_by(card) - before, draft, state.p50_ms))
-        return ways
+    def _way(self, rest: State, entries: Sequence[Entry], card: int) -> _Way | None:
+        """How a card can feed the open needs, all with the same output; None when it cannot, or is in the plan."""
+        out = next((o for o in self._problem.ports(entries[0][2], card) if self._fits(card, o, entries[1:])), None)
+        if out is None or any(step.card == card for step in rest.steps):
+            return None
+        state = self._problem.place(rest, entries[0], card, out)
+        state = self._fed(state, entries[1:], len(rest.steps), out)
+        state = state and self._problem.completed(state, tries=16, width=3)
+        if state is None:
+            return None
+        draft = Draft.of(state, self._index, self._problem.request)
+        added = draft.needed_by(card) - {step.card for step in rest.steps}
+        return _Way(card, out, added, draft, state.p50_ms)
 
     def _fits(self, card: int, out: int, entries: Sequence[Entry]) -> bool:
         return all(out in self._problem.ports(entry[2], card) for entry in entries)
@@ -201,16 +204,52 @@ class _Composer:
         known = [self._problem.card(card) for card in cards]
         return sum(c.loss for c in known), sum(c.p50_ms for c in known), sum(c.cost for c in known)
 
-    def cascades(self, place: _Place) -> list[_Candidate]:
-        """For each pair of ways, the best threshold, when the first can judge itself and the second is dearer."""
+    def cascades(self, place: _Place, beat: float) -> list[_Candidate]:
+        """For each pair of ways, the best threshold, when the first can judge itself and the second is surer."""
         entries = place.rest.open
-        ways = self._ways(place.rest, entries, self._some(entries[0][2], place.own))
-        pairs = [self._cascade(place, a, b) for a, b in permutations(ways, 2) if a.card in self._index.judges]
-        return [pair for pair in pairs if pair is not None]
+        cards = self._some(entries[0][2], place.own)
+        hopes = []
+        for first in self._index.judges.intersection(cards):
+            for second in cards:
+                hope = self._hope(place, first, second, beat)
+                if hope < beat:
+                    hopes.append((hope, first, second))
+        hopes.sort()
+        ways: dict[int, _Way | None] = {}
+        found = []
+        for _, *pair in hopes[:MOST_PAIRS]:
+            if self._ended():
+                break
+            for card in pair:
+                if card not in ways:
+                    ways[card] = self._way(place.rest, entries, card)
+            first_way, second_way = ways[pair[0]], ways[pair[1]]
+            if first_way is not None and second_way is not None:
+                candidate = self._cascade(place, first_way, second_way)
+                if candidate is not None:
+                    found.append(candidate)
+        return found
+
+    def _hope(self, place: _Place, first: int, second: int, beat: float) -> float:
+        """A score that no cascade of the two cards can undercut here, before anything is known of their helpers."""
+        problem, rest = self._problem, place.rest
+        a, b = problem.card(first), problem.card(second)
+        if first == second or b.loss >= a.loss:
+            return math.inf
+        start_ms = rest.steps[rest.open[0][0]].p50_ms
+        least = self._score(rest.loss, max(rest.p50_ms, start_ms + a.p50_ms), rest.cost + a.cost)
+        if least >= beat:
+            return math.inf
+        best = math.inf
+        for _, kept, accuracy in _points(self._index.cards[first], self._index.cards[second], 1.0, 1.0):
+            p50_ms = max(rest.p50_ms, start_ms + a.p50_ms + (1.0 - kept**problem.request.n_rows) * b.p50_ms)
+            cost = rest.cost + a.cost + (1.0 - kept) * b.cost
+            best = min(best, self._score(rest.loss + loss_of(accuracy), p50_ms, cost))
+        return best
 
     def _cascade(self, place: _Place, first: _Way, second: _Way) -> _Candidate | None:
+        """A cascade of two ways at its best threshold; None when it does not keep the limits, or is none."""
         extra = second.added - first.added
-        a, b = self._index.cards[first.card], self._index.cards[second.card]
         if second.card not in extra or first.card in second.added:
             return None
         n_rows, rest = self._problem.request.n_rows, place.rest
@@ -220,29 +259,30 @@ class _Composer:
         extra_loss, extra_ms, extra_cost = self._sum(extra)
         others = math.exp(-helper_loss), math.exp(self._problem.card(second.card).loss - extra_loss)
         best: tuple[float, float] | None = None
-        for below, kept, accuracy in _points(a, b, *others):
-            share = 1.0 - kept
+        for below, kept, accuracy in _points(self._index.cards[first.card], self._index.cards[second.card], *others):
             score = self._score(
                 rest.loss + shared_loss + loss_of(accuracy),
                 first.p50_ms + (1.0 - kept**n_rows) * extra_ms,
-                rest.cost + first_cost + share * extra_cost,
+                rest.cost + first_cost + (1.0 - kept) * extra_cost,
             )
-            if score < math.inf and 0.0 < share < 1.0 and (best is None or score < best[0]):
+            if 0.0 < kept < 1.0 and score < math.inf and (best is None or score < best[0]):
                 best = score, below
         return best and _Candidate(best[0], "cascade", place, (first, second), (best[1],))
 
-    def ensembles(self, place: _Place) -> list[_Candidate]:
+    def ensembles(self, place: _Place, beat: float) -> list[_Candidate]:
         """For each combiner, the members that promise the best score: greedily, one more at a time."""
         found = []
         entries = place.rest.open
         for card in self._combiners(entries[0][2]):
+            if self._ended():
+                break
             outs = [o for o in self._problem.ports(entries[0][2], card) if self._fits(card, o, entries[1:])]
             stacking = [i for i, port in enumerate(self._index.ports(card)) if port.many > 1]
             if not outs or len(stacking) != 2 or any(step.card == card for step in place.rest.steps):
                 continue  # combiners that stack at several ports are left to the search
             state = self._problem.place(place.rest, entries[0], card, outs[0])
             state = self._fed(state, entries[1:], len(place.rest.steps), outs[0])
-            whole = state and self._problem.completed(state, 32)
+            whole = state and self._problem.completed(state, tries=16, width=3)
             if state is None or whole is None:
                 continue
             draft = Draft.of(whole, self._index, self._problem.request)
@@ -250,12 +290,15 @@ class _Composer:
             draft.inputs[card] = [wire for wire in draft.inputs[card] if wire[0] != name]
             draft = draft.without_idle()
             combiner = _Way(card, outs[0], frozenset(draft.inputs), draft, 0.0)
+            least = self._score(self._sum(combiner.added)[0], place.rest.p50_ms, self._sum(combiner.added)[2])
+            if least >= beat:
+                continue
             entry = next(e for e in state.open if e[0] == len(place.rest.steps) and e[1] == stacking[0])
-            ways = [
-                way
-                for way in self._ways(state, [entry], self._some(entry[2], place.own))
-                if card not in way.added and way.card not in draft.inputs
-            ]
+            ways = []
+            for member in self._some(entry[2], place.own):
+                way = self._way(state, [entry], member) if member not in draft.inputs else None
+                if way is not None:
+                    ways.append(way)
             candidate = self._members(place, combiner, ways, self._index.ports(card)[stacking[0]].many)
             if candidate is not None:
                 found.append(candidate)

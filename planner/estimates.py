@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from planner.cards import Card, ExtensionId
+from planner.cards import Card, Evidence, ExtensionId
 from planner.features import Array
 from planner.plans import REQUEST, Binding, Prediction, Source, Step, StepId
 
@@ -109,36 +110,19 @@ def shares_of_rows(steps: Sequence[Step], cards: Mapping[ExtensionId, Card]) -> 
     shares: dict[StepId, float] = {REQUEST: 1.0}
     by_id = {step.id: step for step in steps}
     for step in steps:
-        if step.guard is None:
-            shares[step.id] = 1.0
-            continue
-        stages = _stages_before(step, by_id, cards)
-        masks = _comparable([stage.card for stage in stages], confident=len(stages))
-        if masks is not None:
-            passed = np.ones(len(masks[0][0]), np.bool_)
-            for stage, (_, confidence) in zip(stages, masks, strict=True):
-                assert stage.below is not None
-                assert confidence is not None
-                passed &= confidence < stage.below
-            shares[step.id] = float(passed.mean())
+        judges: list[tuple[Card, float]] = []
+        guard = step.guard
+        while guard is not None:
+            before = by_id[guard.step]
+            judges.append((cards[before.extension], guard.below))
+            guard = before.guard
+        judges.reverse()
+        evidence = _comparable([card for card, _ in judges], confident=len(judges)) if judges else None
+        if evidence is not None:
+            shares[step.id] = 1.0 - sum(kept for kept, _ in _kept(evidence, tuple([below for _, below in judges])))
         else:
-            share = 1.0
-            for stage in stages:
-                assert stage.below is not None
-                share *= 1.0 - coverage(stage.card, stage.below)[0]
-            shares[step.id] = share
+            shares[step.id] = math.prod(1.0 - coverage(card, below)[0] for card, below in judges)
     return shares
-
-
-def _stages_before(step: Step, by_id: Mapping[StepId, Step], cards: Mapping[ExtensionId, Card]) -> list[Stage]:
-    """The guards on the way to a step, first stage first."""
-    stages: list[Stage] = []
-    guard = step.guard
-    while guard is not None:
-        before = by_id[guard.step]
-        stages.append(Stage(cards[before.extension], guard.below))
-        guard = before.guard
-    return stages[::-1]
 
 
 def coverage(card: Card, below: float) -> tuple[float, float]:
@@ -146,32 +130,15 @@ def coverage(card: Card, below: float) -> tuple[float, float]:
 
     From the evidence where there is any, else from the next stricter point of `card.thresholds`; (0, 1) beyond them.
     """
-    if card.evidence is not None and (confidence := card.evidence.confidence_rows()) is not None and len(confidence):
-        kept = confidence >= below
-        return float(kept.mean()), float(card.evidence.correct_rows()[kept].mean()) if kept.any() else 1.0
+    evidence = _comparable([card], confident=1)
+    if evidence is not None:
+        kept, right = _kept(evidence, (below,))[0]
+        return kept, right / kept if kept else 1.0
     points = [point for point in card.thresholds if point.confidence >= below - 1e-9]
     if not points:
         return 0.0, 1.0
     point = min(points, key=lambda p: p.confidence)
     return point.coverage, point.accuracy
-
-
-def _comparable(cards: Sequence[Card], confident: int) -> list[tuple[Array, Array | None]] | None:
-    """Per card (right, confidence) over the same rows; None unless all evidence is from one data set and the first
-    `confident` cards give confidences."""
-    evidence = [card.evidence for card in cards]
-    first = evidence[0]
-    if first is None or first.n_rows == 0:
-        return None
-    rows: list[tuple[Array, Array | None]] = []
-    for i, one in enumerate(evidence):
-        if one is None or (one.dataset, one.n_rows) != (first.dataset, first.n_rows):
-            return None
-        confidence = one.confidence_rows()
-        if confidence is None and i < confident:
-            return None
-        rows.append((one.correct_rows(), confidence))
-    return rows
 
 
 def cascade_accuracy(stages: Sequence[Stage]) -> float:
@@ -181,18 +148,13 @@ def cascade_accuracy(stages: Sequence[Stage]) -> float:
     which a are right, and a dear rest that is right on b of all rows, every error of the rest is taken to fall on the
     rows that it gets, so b - c(1 - a) are right, and never fewer than the c*a of the first stage.
     """
-    rows = _comparable([stage.card for stage in stages], confident=len(stages) - 1)
-    if rows is not None:
-        right, alive = 0.0, np.ones(len(rows[0][0]), np.bool_)
-        for stage, (correct, confidence) in zip(stages, rows, strict=True):
-            kept = alive if stage.below is None or confidence is None else alive & (confidence >= stage.below)
-            right += float((kept & correct).mean()) * stage.others
-            alive = alive & ~kept
-        return right
+    evidence = _comparable([stage.card for stage in stages], confident=len(stages) - 1)
+    if evidence is not None:
+        kept = _kept(evidence, tuple([stage.below for stage in stages]))
+        return sum(right * stage.others for (_, right), stage in zip(kept, stages, strict=True))
     accuracy = stages[-1].card.accuracy.mean * stages[-1].others
     for stage in stages[-2::-1]:
-        assert stage.below is not None
-        share, right = coverage(stage.card, stage.below)
+        share, right = coverage(stage.card, stage.below or 0.0)
         kept_right = share * right * stage.others
         accuracy = max(accuracy - share + kept_right, kept_right)
     return accuracy
@@ -205,15 +167,51 @@ def ensemble_accuracy(members: Sequence[Card], others: Sequence[float]) -> float
     half right. Without: a majority vote, of which VOTE_CORRELATION is cast by followers of one member (the leader
     model of Boland, Proschan and Tong 1989, Journal of Applied Probability 26) and the rest independently (Condorcet).
     """
-    rows = _comparable(members, confident=0)
-    if rows is not None:
-        balance = np.zeros(len(rows[0][0]))
-        for card, (correct, confidence) in zip(members, rows, strict=True):
-            weight = card.accuracy.mean if confidence is None else confidence
-            balance += np.where(correct, weight, -np.asarray(weight))
-        return float((balance > 0).mean() + 0.5 * (balance == 0).mean()) * min(others)
+    evidence = _comparable(members, confident=0)
+    if evidence is not None:
+        return _vote(evidence, tuple([card.accuracy.mean for card in members])) * min(others)
     right = [card.accuracy.mean * other for card, other in zip(members, others, strict=True)]
     return VOTE_CORRELATION * sum(right) / len(right) + (1.0 - VOTE_CORRELATION) * majority(right)
+
+
+def _comparable(cards: Sequence[Card], confident: int) -> tuple[Evidence, ...] | None:
+    """The evidence of the cards; None unless all is from one data set and the first `confident` give confidences."""
+    found: list[Evidence] = []
+    for i, card in enumerate(cards):
+        evidence = card.evidence
+        if evidence is None or not evidence.n_rows or (i < confident and not evidence.confidence):
+            return None
+        if found and (evidence.dataset, evidence.n_rows) != (found[0].dataset, found[0].n_rows):
+            return None
+        found.append(evidence)
+    return tuple(found)
+
+
+# The same extensions are weighed against each other in plan after plan; the rows behind the figures do not change.
+
+
+@lru_cache(maxsize=4096)
+def _kept(evidence: tuple[Evidence, ...], belows: tuple[float | None, ...]) -> tuple[tuple[float, float], ...]:
+    """Per stage of a cascade, the share of rows that stays there and the share that stays there and is right."""
+    alive: Array = np.ones(evidence[0].n_rows, np.bool_)
+    shares = []
+    for one, below in zip(evidence, belows, strict=True):
+        confidence = one.confidence_rows() if below is not None else None
+        kept = alive if confidence is None else alive & (confidence >= below)
+        shares.append((float(kept.mean()), float((kept & one.correct_rows()).mean())))
+        alive = alive & ~kept
+    return tuple(shares)
+
+
+@lru_cache(maxsize=4096)
+def _vote(evidence: tuple[Evidence, ...], weights: tuple[float, ...]) -> float:
+    """Share of rows on which the right voters outweigh the wrong; a voter without confidence has its weight."""
+    balance = np.zeros(evidence[0].n_rows)
+    for one, weight in zip(evidence, weights, strict=True):
+        confidence = one.confidence_rows()
+        vote: Array = np.full(one.n_rows, weight) if confidence is None else confidence
+        balance += np.where(one.correct_rows(), vote, -vote)
+    return float((balance > 0).mean() + 0.5 * (balance == 0).mean())
 
 
 def majority(right: Sequence[float]) -> float:

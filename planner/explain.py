@@ -157,8 +157,10 @@ def unreachable(term: Term, terms: Terms, best: Plan, others: Sequence[Term] = (
 def unreachable_together(terms: Terms, asked: Sequence[Term], plans: Sequence[Plan], stopped: str) -> TermsUnmet:
     """The error for terms of which each can be kept alone, but not all (or not all but one) at once."""
     best = plans[0]
-    broken = next(term for term in asked if not term.kept(best.prediction, terms))
     early = f" (the search was not finished: {stopped})" if stopped else ""
+    broken = next((term for term in asked if not term.kept(best.prediction, terms)), None)
+    if broken is None:
+        return TermsUnmet(f"no plan was found within the terms{early}.", hint="Loosen them, or allow more time.")
     return TermsUnmet(
         f"no plan keeps {' and '.join(_asked(term, terms) for term in asked)} together{early}: the best plan without "
         f"terms {broken.breach(best.prediction, terms)} ({chain_of(best)}, {figures(best.prediction)}).",
@@ -214,8 +216,16 @@ def _near(problem: Problem, feature: Feature, need: int) -> str:
     types = sorted(index.types() | {port.feature.type for port in problem.request.inputs})
     last = feature.type.rsplit("/", 1)[-1]
     kin = [t for t in types if t.rsplit("/", 1)[-1] == last or is_a(feature.type, t)]
-    close = [*get_close_matches(feature.type, types, n=3, cutoff=0.5), *kin]
+    close = [*get_close_matches(feature.type, _alike(feature.type, types), n=3, cutoff=0.5), *kin]
     return ", ".join(f"`{t}`" for t in dict.fromkeys(close[:3]))
+
+
+def _alike(type_: str, types: Sequence[str], most: int = 500) -> Sequence[str]:
+    """The types worth a close comparison: in a huge catalogue, those that share most pairs of letters."""
+    if len(types) <= most:
+        return types
+    pairs = {type_[i : i + 2] for i in range(len(type_) - 1)}
+    return sorted(types, key=lambda t: -len(pairs.intersection([t[i : i + 2] for i in range(len(t) - 1)])))[:most]
 
 
 def _lacking(problem: Problem, need: int) -> str:
@@ -239,7 +249,7 @@ def _lacking(problem: Problem, need: int) -> str:
         deeper, _, card, lacked = min(short)
         if not first:
             first = f"{index.names[card]} would produce it but lacks {_lacked(problem, lacked)}"
-        elif not deeper or lacked in seen:
+        elif (not deeper or lacked in seen) and index.needs[lacked][0].type not in first:
             first += f", for which {index.names[card]} lacks {_lacked(problem, lacked)}"
         if not deeper or lacked in seen:
             return f"{first}; {barred}" if barred else first

@@ -251,7 +251,7 @@ def lower_bounds(index: Index, weights: Floats, given: Ints) -> tuple[Floats, Fl
     h = np.full(n_criteria * n_needs, np.inf)
     v = np.full(n_criteria * n_cards, np.inf)
     out_value = np.full(n_criteria * n_outs, np.inf)
-    marked = np.zeros(len(v), np.bool_)
+    marked, out_marks, need_marks = (np.zeros(len(x), np.bool_) for x in (v, out_value, h))
     changed = (np.arange(n_criteria)[:, None] * n_needs + given).ravel()
     h[changed] = 0.0
     while len(changed):
@@ -270,11 +270,11 @@ def lower_bounds(index: Index, weights: Floats, given: Ints) -> tuple[Floats, Fl
         v[cards] = value
         outs, lengths, _ = index.outs_of_card.gather(card)
         outs += np.repeat(criterion * n_outs, lengths)
-        outs = _lower(out_value, outs, np.repeat(value, lengths))
+        outs = _lower(out_value, outs, np.repeat(value, lengths), out_marks)
         criterion, out = np.divmod(outs, n_outs)
         needs, lengths, _ = index.needs_of_out.gather(out)
         needs += np.repeat(criterion * n_needs, lengths)
-        changed = _lower(h, needs, np.repeat(out_value[outs], lengths))
+        changed = _lower(h, needs, np.repeat(out_value[outs], lengths), need_marks)
     return h.reshape(n_criteria, n_needs), v.reshape(n_criteria, n_cards)
 
 
@@ -286,21 +286,25 @@ def lower_bounds_through(index: Index, weight: Floats, v: Floats, card: int) -> 
     h = np.full(len(index.needs), np.inf)
     through = np.full(len(index.cards), np.inf)
     through[card] = v[card]
+    need_marks, card_marks = np.zeros(len(h), np.bool_), np.zeros(len(through), np.bool_)
     cards = np.array([card] if np.isfinite(v[card]) else [], np.int64)
     while len(cards):
         outs, lengths, _ = index.outs_of_card.gather(cards)
         value = np.repeat(through[cards], lengths)
         needs, lengths, _ = index.needs_of_out.gather(outs)
-        changed = _lower(h, needs, np.repeat(value, lengths))
+        changed = _lower(h, needs, np.repeat(value, lengths), need_marks)
         takers, lengths, _ = index.cards_of_need.gather(changed)
         value = np.maximum(v[takers], weight[takers] + np.repeat(h[changed], lengths))
-        cards = _lower(through, takers, value)
+        cards = _lower(through, takers, value, card_marks)
     return h, through
 
 
-def _lower(values: Floats, at: Ints, to: Floats) -> Ints:
-    """values[at] = min(values[at], to) in place; returns the distinct places that went down."""
+def _lower(values: Floats, at: Ints, to: Floats, marks: Bools) -> Ints:
+    """values[at] = min(values[at], to) in place; returns the places that went down. `marks` is all False, and stays."""
     lower = to < values[at]
     at = at[lower]
     np.minimum.at(values, at, to[lower])
-    return np.unique(at)
+    marks[at] = True  # marking and looking through all places beats sorting the changed ones
+    changed = np.flatnonzero(marks)
+    marks[changed] = False
+    return changed

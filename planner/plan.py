@@ -6,6 +6,7 @@ are predicted by `planner/estimates.py`, held against the terms, and ranked by t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,8 +36,8 @@ _MEDIUM = 5000  # extensions; above, a second set of bounds just to explain the 
 def usual_budget(n_extensions: int) -> Budget:
     """The default: enough to prove the best plans of an ordinary catalogue, bounded in time for a huge one."""
     if n_extensions <= _SMALL:
-        return Budget(max_expansions=20_000)
-    return Budget(max_ms=1.5 + n_extensions / 10_000)
+        return Budget(max_expansions=20_000, max_more=200)
+    return Budget(max_ms=2.0 + n_extensions / 10_000, max_more=50)
 
 
 def plan(
@@ -60,21 +61,26 @@ def plan(
     started_s = clock()
     planning = _Planning(index, request, catalogue.cards, budget or usual_budget(len(index.cards)), clock)
     problem = Problem(index, request, Limits.of(request))
-    found = search(problem, k, planning.budget, clock)
+    stop_s = math.inf if planning.budget.max_ms is None else clock() + planning.budget.max_ms / 1e3
+    wide = max(k, 3)  # a lone best plan could not say what it beat
+    found = search(problem, wide, planning.budget.part(0.5), clock)
     stopped, expanded = found.stopped, found.expanded
     free, states, others = problem, found.states, list[State]()
-    if not found.states or planning.limited:
+    relaxed = planning.without_terms(problem, bool(states))
+    if relaxed is not None:
         # What would win without the terms: it shows what they cost, and a cascade may bring it within them.
-        free = planning.without_terms(problem)
-        unbound = search(free, k, planning.budget, clock)
-        if not unbound.states and index.combiners:
-            free = Problem(index, request, Limits(), combiners=True)
-            unbound = search(free, k, planning.budget, clock)
+        free = relaxed
+        unbound = search(free, wide, planning.budget.part(0.2 if states else 0.5), clock)
         known = {state.cards() for state in found.states}
         others = [state for state in unbound.states if state.cards() not in known]
         states = [*found.states, *others]
         expanded += unbound.expanded
         stopped = stopped or ("" if found.states else unbound.stopped)
+    if not states and index.combiners:
+        # Perhaps only a combiner gives what is wanted; to the search it is an extension that takes two sources.
+        free = Problem(index, request, Limits(), combiners=True)
+        joined = search(free, wide, planning.budget.part(0.5), clock)
+        states, expanded, stopped = joined.states, expanded + joined.expanded, joined.stopped
     if not states:
         if stopped:
             raise NoPlan(f"the search found no plan before {stopped}.", hint="Give it a larger budget.")
@@ -82,8 +88,9 @@ def plan(
 
     drafts = [(Draft.of(state, index, request), planning.kind_of(state)) for state in states]
     seeds = [state for state in (*found.states[:k], *others[:k]) if problem.may_run(state)]
-    drafts += composites(problem if seeds else free, seeds or states[:k], problem.limits)
-    plans = sorted({p.id: p for p in (planning.finished(*d) for d in drafts)}.values(), key=_rank)
+    drafts += composites(problem if seeds else free, seeds or states[:k], problem.limits, lambda: clock() >= stop_s)
+    made = {p.id: p for p in (planning.finished(*draft) for draft in drafts)}
+    plans = sorted([p for p in made.values() if planning.serves(p)], key=_rank)
     breaches = {p.id: explain.breach(p, request, index) for p in plans}
     good = [p for p in plans if not breaches[p.id]]
     if not good:
@@ -119,18 +126,12 @@ class _Planning:
     budget: Budget
     clock: Callable[[], float]
 
-    @property
-    def limited(self) -> bool:
-        """Whether terms restrict the search, and it is worth showing what they cost."""
-        if Limits.of(self.request) != Limits():
-            return True
-        return bool(self.request.terms.tags) and len(self.index.cards) <= _MEDIUM
-
-    def without_terms(self, problem: Problem) -> Problem:
+    def without_terms(self, problem: Problem, found: bool) -> Problem | None:
+        """The problem without its terms; None when they do not restrict it, or it is not worth the time to know."""
         tags = self.request.terms.tags
-        if tags and len(self.index.cards) <= _MEDIUM and self.index.seen(tags) is not None:
+        if tags and (not found or len(self.index.cards) <= _MEDIUM) and self.index.seen(tags) is not None:
             return Problem(self.index, self.request, Limits(), tags=False)
-        return problem.without_limits()
+        return problem.without_limits() if problem.limits != Limits() else None
 
     def kind_of(self, state: State) -> PlanKind:
         return "ensemble" if any(step.card in self.index.combiners for step in state.steps) else "graph"
@@ -143,6 +144,10 @@ class _Planning:
         score = request.objective.score(prediction.accuracy, prediction.p50_ms, prediction.cost)
         wiring = repr([(s.extension, s.inputs, s.guard) for s in steps] + [outputs])
         return Plan(blake2s(wiring.encode(), digest_size=6).hexdigest(), steps, outputs, prediction, score, kind)
+
+    def serves(self, plan: Plan) -> bool:
+        """Whether a composite kept the extension that has to be in the plan."""
+        return self.request.must_use is None or self.request.must_use in plan.extensions()
 
     def equipped(self, plan: Plan, problem: Problem) -> Plan:
         """The plan with what its steps need at run time: expected times, budgets, and fallbacks."""
@@ -205,7 +210,7 @@ class _Planning:
                 and self._keeps_terms(plan, own, card, share)
             )
 
-        candidates = problem.givers(takers[0][3])[0][:64]
+        candidates = problem.givers(takers[0][3])[0][:32]
         fitting = [c for c in candidates if fits(index.cards[c])]
         fitting.sort(key=lambda c: problem.card(c).score + problem.latency_weight * problem.card(c).p50_ms)
         return tuple([index.names[c] for c in fitting[:MOST_FALLBACKS]])

@@ -158,6 +158,14 @@ def check(plan: Plan, request: PlanRequest, catalogue: Catalogue) -> None:
         assert {binding.port for binding in step.inputs} == {port.name for port in card.inputs}
         if step.guard is not None:
             assert place[step.guard.step] < i
+    # Rows that a guard holds back have no result of the guarded step: whoever takes it runs for the same rows only,
+    # or has the guarding step's own result to fall back on.
+    for taker, binding in [(s, b) for s in plan.steps for b in s.inputs] + [(None, b) for b in plan.outputs]:
+        for i, source in enumerate(binding.sources):
+            guard = None if source.step == REQUEST else by_id[source.step].guard
+            if guard is not None:
+                earlier = [s.step for s in binding.sources[:i]]
+                assert (taker is not None and taker.guard == guard) or guard.step in earlier
     for port, binding in zip(request.wanted, plan.outputs, strict=True):
         assert binding.port == port.name
         check_binding(port.feature, binding.sources, None, len(plan.steps))

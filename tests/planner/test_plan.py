@@ -1,0 +1,266 @@
+import itertools
+
+import pytest
+
+from planner.cards import ChainRule, LatencyProfile
+from planner.catalogue import Catalogue
+from planner.errors import NoPlan, TermsUnmet
+from planner.features import Feature, Port
+from planner.goals import Objective, Terms
+from planner.plan import plan
+from planner.plans import REQUEST
+from planner.search import Budget
+from tests.planner.exhaustive import check
+from tests.planner.worlds import card, wish
+
+CLEAN = card("clean", "image", "image/clean", p50_ms=1, cost=0.1)
+EDGES = card("edges", "image/clean", "edges", p50_ms=2, accuracy=0.99, cost=0.1)
+BLOBS = card("blobs", "image/clean", "blobs", p50_ms=3, accuracy=0.98, cost=0.1)
+JOIN = card("join", "edges blobs", "label/digit", p50_ms=1, cost=0.1)
+CHEAP = card("cheap", "image", "label/digit", p50_ms=1, accuracy=0.8, cost=0.05)
+DEAR = card("dear", "image/clean", "label/digit", p50_ms=20, accuracy=0.999, cost=3)
+DIGITS = Catalogue.of([CLEAN, EDGES, BLOBS, JOIN, CHEAP, DEAR])
+PRECISE = Objective(accuracy=100.0)
+
+
+def names(found):
+    return [step.extension.split("@")[0] for step in found.steps]
+
+
+def test_a_shared_result_is_computed_once_and_feeds_two_steps():
+    request = wish("image", "label/digit", objective=Objective(accuracy=10.0))
+    best = plan(request, DIGITS).best
+    assert sorted(names(best)) == ["blobs", "clean", "edges", "join"]
+    check(best, request, DIGITS)
+    assert best.prediction.p50_ms == pytest.approx(1 + 3 + 1)
+    assert best.prediction.cost == pytest.approx(0.4)
+    assert best.prediction.accuracy == pytest.approx(0.99 * 0.98)
+
+
+def test_what_is_wanted_may_be_there_already():
+    best = plan(wish("image/clean", "image"), DIGITS).best
+    assert best.steps == ()
+    assert best.outputs[0].sources[0].step == REQUEST
+    assert best.prediction.cost == 0.0
+
+
+def test_several_wanted_features_share_their_steps():
+    request = wish("image", "edges blobs")
+    best = plan(request, DIGITS).best
+    check(best, request, DIGITS)
+    assert sorted(names(best)) == ["blobs", "clean", "edges"]
+
+
+def test_an_extension_that_needs_a_feature_twice_gets_two_sources():
+    same = card("same", "face face", "verdict")
+    request = wish("face face", "verdict")
+    best = plan(request, Catalogue.of([same])).best
+    check(best, request, Catalogue.of([same]))
+    with pytest.raises(NoPlan, match="two different sources"):
+        plan(wish("face", "verdict"), Catalogue.of([same]))
+
+
+def test_inputs_go_to_the_ports_that_bear_their_names():
+    same = card("same", "face face", "verdict")
+    request = wish("face face", "verdict")
+    (step,) = plan(request, Catalogue.of([same])).best.steps
+    assert {binding.port: binding.sources[0].port for binding in step.inputs} == {"in0": "in0", "in1": "in1"}
+
+
+def test_cyclic_producers_do_not_feed_each_other():
+    cards = [card("there", "a", "b"), card("back", "b", "a")]
+    with pytest.raises(NoPlan):
+        plan(wish("c", "b"), Catalogue.of(cards))
+    assert names(plan(wish("a", "b"), Catalogue.of(cards)).best) == ["there"]
+
+
+def test_an_extension_that_is_never_right_is_used_only_when_there_is_no_other():
+    never = card("never", "image", "label/digit", accuracy=0.0)
+    best = plan(wish("image", "label/digit"), Catalogue.of([never])).best
+    assert names(best) == ["never"]
+    assert best.score == float("inf")
+    assert names(plan(wish("image", "label/digit"), Catalogue.of([never, CHEAP])).best) == ["cheap"]
+
+
+def test_an_empty_catalogue_has_no_plan():
+    with pytest.raises(NoPlan, match="nothing produces `label` from `image`"):
+        plan(wish("image", "label"), Catalogue.of([]))
+
+
+def test_an_extension_that_has_to_be_used_is_in_every_plan():
+    request = wish("image", "label/digit", must_use="dear@1")
+    found = plan(request, DIGITS)
+    assert all("dear" in names(p) for p in found.plans)
+    with pytest.raises(NoPlan, match="can use edges@2: the catalogue does not have it"):
+        plan(wish("image", "label/digit", must_use="edges@2"), DIGITS)
+
+
+def test_an_extension_to_be_avoided_is_in_no_plan_and_no_fallback():
+    twin = CHEAP.but(name="twin")
+    request = wish("image", "label/digit", avoid=frozenset({"cheap@1"}))
+    found = plan(request, Catalogue.of([*DIGITS.cards.values(), twin]))
+    assert all("cheap" not in names(p) for p in found.plans)
+    assert all("cheap@1" not in step.fallbacks for p in found.plans for step in p.steps)
+
+
+def test_a_chain_rule_keeps_extensions_apart():
+    picky = JOIN.but(after=ChainRule(deny=("blob*",)))
+    catalogue = Catalogue.of([CLEAN, EDGES, BLOBS, picky])
+    with pytest.raises(NoPlan, match="may not follow blobs@1"):
+        plan(wish("image", "label/digit"), catalogue)
+
+
+def test_size_counts_only_where_the_shape_is_open():
+    def reader(name, shape):
+        return card(name, "a", "b").but(
+            inputs=(Port("text", Feature("text", "FP32", shape)),), profile=LatencyProfile(1.0, 0.0, 10.0)
+        )
+
+    request = wish("a", "b", kilo=2.0)
+    request = request.__class__((Port("text", Feature("text", "FP32", (8,))),), request.wanted, kilo=2.0)
+    assert plan(request, Catalogue.of([reader("open", (-1,))])).best.prediction.p50_ms == pytest.approx(21.0)
+    assert plan(request, Catalogue.of([reader("fixed", (8,))])).best.prediction.p50_ms == pytest.approx(1.0)
+
+
+# Reasons.
+
+
+def test_the_best_plan_says_why_it_won():
+    found = plan(wish("image", "label/digit"), DIGITS)
+    assert found.best.reason.startswith("80 % accuracy at 1 ms and cost 0.05: best of ")
+    assert "next best costs 0.1 more and takes 1 ms more" in found.best.reason
+
+
+def test_losers_say_what_they_cost_and_bring():
+    found = plan(wish("image", "label/digit"), DIGITS, k=1)
+    reasons = {tuple(sorted(names(r.plan))): r.reason for r in found.rejected}
+    assert reasons["blobs", "clean", "edges", "join"] == "costs 0.35 more and takes 4 ms more for 17 points of accuracy"
+
+
+def test_losers_say_which_term_they_miss():
+    terms = Terms(deadline_ms=30.0, tags=frozenset({"pii"}))
+    blind = CHEAP.but(may_see=frozenset())
+    catalogue = Catalogue.of([CLEAN, EDGES, BLOBS, JOIN, blind, DEAR])
+    found = plan(wish("image", "label/digit", terms=terms, objective=PRECISE), catalogue)
+    reasons = {tuple(sorted(names(r.plan))): r.reason for r in found.rejected}
+    assert reasons["clean", "dear"] == "misses the deadline: p99 42 ms > 30 ms"
+    assert reasons["cheap",] == "cheap@1 is not allowed to see tag pii"
+    assert all("cheap@1" not in step.fallbacks for p in found.plans for step in p.steps)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        (Terms(deadline_ms=1.0), r"no plan keeps deadline_ms 1: the fastest reaches 2 ms \(cheap@1, "),
+        (Terms(max_cost=0.01), r"no plan keeps max_cost 0.01: the cheapest reaches 0.05 \(cheap@1, "),
+        (
+            Terms(min_accuracy=0.9999),
+            r"no plan keeps min_accuracy 0.9999: the most accurate reaches 99.9 % \(clean@1 -> dear@1, ",
+        ),
+        (
+            Terms(min_accuracy=0.9, deadline_ms=9.0),
+            r"no plan keeps deadline_ms 9 within min_accuracy 0.9: the fastest reaches 10 ms \(clean@1 -> ",
+        ),
+    ],
+)
+def test_unmet_terms_are_named_with_the_best_that_can_be_had(terms, message):
+    with pytest.raises(TermsUnmet, match=message) as refused:
+        plan(wish("image", "label/digit", terms=terms), DIGITS)
+    assert "Loosen" in refused.value.hint
+
+
+def test_tags_that_no_plan_may_see_are_named():
+    catalogue = Catalogue.of([CHEAP.but(may_see=frozenset({"medical"}))])
+    with pytest.raises(TermsUnmet, match="cheap@1 is not allowed to see tag pii"):
+        plan(wish("image", "label/digit", terms=Terms(tags=frozenset({"pii", "medical"}))), catalogue)
+
+
+def test_a_missing_input_is_named_with_the_extension_that_lacks_it():
+    with pytest.raises(NoPlan) as refused:
+        plan(wish("text/en", "label/digit"), DIGITS)
+    message = str(refused.value)
+    assert message.startswith("nothing produces `label/digit` from `text/en`; nearest: ")
+    assert "cheap@1 would produce it but lacks `image`" in message
+
+
+def test_a_misspelt_feature_brings_the_nearest_ones():
+    with pytest.raises(NoPlan, match="nothing produces `label/digits` from `image`; nearest: `label/digit`"):
+        plan(wish("image", "label/digits"), DIGITS)
+
+
+def test_a_feature_of_another_shape_is_named():
+    request = wish("image", "label/digit")
+    request = request.__class__(request.inputs, (Port("out0", Feature("label/digit", "INT64", (3,))),))
+    with pytest.raises(NoPlan, match=r"`label/digit:FP32\[\]`, where `label/digit:INT64\[3\]` is wanted"):
+        plan(request, DIGITS)
+
+
+# Budgets, fallbacks, step budgets.
+
+
+def tangle(n_levels=12, width=8):
+    """Many ways to the same end, and joins that make the bound weak."""
+    cards = [
+        card(
+            f"e{level}-{i}",
+            f"t{level}/a t{level}/b",
+            f"t{level + 1}/a t{level + 1}/b",
+            p50_ms=1 + i / 10,
+            cost=(i + 1) / 100,
+        )
+        for level in range(n_levels)
+        for i in range(width)
+    ]
+    cards += [
+        card(f"half{level}-{i}-{side}", f"t{level}/{side}", f"t{level + 1}/{side}", p50_ms=0.5, cost=0.003 + i / 500)
+        for level in range(n_levels)
+        for i in range(width)
+        for side in "ab"
+    ]
+    return Catalogue.of(cards), wish("t0/a t0/b", f"t{n_levels}/a t{n_levels}/b", objective=Objective(1, 0.1, 1))
+
+
+@pytest.mark.parametrize("budget", [Budget(max_expansions=5), Budget(max_ms=5.0)], ids=["expansions", "time"])
+def test_a_search_that_runs_out_of_budget_gives_its_best_and_says_so(budget):
+    catalogue, request = tangle()
+    ticks = itertools.count()
+    found = plan(request, catalogue, budget=budget, clock=lambda: next(ticks) * 1e-3)
+    assert not found.complete
+    assert "the search was not finished: its budget of 5 " in found.best.reason
+    check(found.best, request, catalogue)
+
+
+def test_the_same_request_gets_the_same_plans():
+    request = wish("image", "label/digit")
+    first, again = plan(request, DIGITS), plan(request, Catalogue.of(DIGITS.cards.values()))
+    assert first.plans == again.plans
+
+
+def test_fallbacks_have_the_same_ports_and_come_best_first():
+    twin, better = CHEAP.but(name="twin", cost=0.2), CHEAP.but(name="better", cost=0.06)
+    other_port = CHEAP.but(name="other", cost=0.055, inputs=(Port("picture", Feature("image")),))
+    barred = CHEAP.but(name="barred", may_see=frozenset())
+    catalogue = Catalogue.of([CHEAP, twin, better, other_port, barred])
+    request = wish("image", "label/digit", terms=Terms(tags=frozenset({"pii"})))
+    (step,) = plan(request, catalogue).best.steps
+    assert step.extension == "cheap@1"
+    assert step.fallbacks == ("better@1", "twin@1")
+
+
+def test_fallbacks_respect_chain_rules_on_both_sides():
+    shy = BLOBS.but(name="shy", after=ChainRule(deny=("clean",)))
+    unwanted = BLOBS.but(name="unwanted")
+    good = BLOBS.but(name="good")
+    join = JOIN.but(after=ChainRule(deny=("unwanted",)))
+    catalogue = Catalogue.of([CLEAN, EDGES, BLOBS, join, shy, unwanted, good])
+    best = plan(wish("image", "label/digit"), catalogue).best
+    (blobs,) = [step for step in best.steps if step.extension in ("blobs@1", "good@1")]
+    assert set(blobs.fallbacks) == {"blobs@1", "good@1"} - {blobs.extension}
+
+
+def test_a_deadline_is_shared_out_in_proportion_to_the_predicted_times():
+    request = wish("image", "label/digit", must_use="dear@1", terms=Terms(deadline_ms=84.0))
+    best = plan(request, DIGITS).best
+    assert {s.extension: s.budget_ms for s in best.steps} == pytest.approx({"clean@1": 4.0, "dear@1": 80.0})
+    assert [s.p50_ms for s in best.steps] == pytest.approx([1.0, 20.0])
+    assert all(s.budget_ms is None for s in plan(wish("image", "label/digit"), DIGITS).best.steps)
