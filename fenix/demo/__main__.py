@@ -76,7 +76,8 @@ class Voice(Console):
 def main() -> int:
     """Runs the demo; returns the exit code."""
     voice = Voice()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         with voice.speaking(), tempfile.TemporaryDirectory(prefix="fenix-demo-") as folder:
             return _demo(Path(folder), voice)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where the demo keeps its state while it runs; short, because of sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="fx") as made:
+        yield Path(made)
+
+
+def _start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fenix.demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"TMPDIR": str(folder)},
+    )
+
+
+def _processes_of(folder: Path) -> list[str]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if str(folder) in command:
+            found.append(command)
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_the_demo_tells_its_story_and_leaves_nothing_behind(folder: Path, say: Callable[[str], None]) -> None:
+    lines = []
+    with _start(folder) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            lines.append(line)
+            if len(lines) % 20 == 0:
+                say(line.rstrip()[:100])
+    text = "".join(lines)
+    assert demo.returncode == 0, text[-3000:]
+    for said in ("Requests", "Terms", "Sentences", "A cascade", "All held-out rows", "why ", "not taken", "asked back"):
+        assert said in text
+    assert not _processes_of(folder)
+    assert not list(folder.glob("fenix-demo-*"))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_stops_what_it_started(folder: Path, number: signal.Signals) -> None:
+    with _start(folder) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "Starting Serve" in line:
+                demo.send_signal(number)
+    assert demo.returncode == 130
+    assert not _processes_of(folder)
+    assert not list(folder.glob("fenix-demo-*"))
