@@ -5,8 +5,9 @@ digits.py    the functions and rules of the digits network
 tables.py    the functions of the tabular networks
 network.py   the torch module
 fitting.py   fits the models
-training.py  the cards of the models; saves, registers and prices them
+training.py  what each model takes and gives; saves, registers and prices it
 goals.py     what clients can ask for, and with which data it is measured
-story.py     what the demo shows, step by step
+show.py      how digits, plans and times are drawn
+story.py     what the demo shows of the running cluster, chapter by chapter
 __main__.py  brings the cluster up, tells the story, takes it down
 """

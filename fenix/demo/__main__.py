@@ -102,8 +102,8 @@ def _demo(folder: Path, voice: Voice) -> int:
             voice.report(f"{name:7} {address}")
         holds = _deployed(settings, fitted, voice)
     finally:
-        with _uninterrupted():
-            lifecycle.down(settings, voice.report)
+        _deaf()
+        lifecycle.down(settings, voice.report)
     return 0 if holds else 1
 
 
@@ -151,18 +151,14 @@ def _wait_for_goals(client: Client, names: set[str]) -> None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    _deaf()
     raise KeyboardInterrupt
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Stopping goes on to its end, however often someone asks for it."""
-    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+def _deaf() -> None:
+    """From here on stopping goes on to its end, however often someone asks for it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
