@@ -12,6 +12,7 @@ import contextvars
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter  # uvloop's own clock counts whole milliseconds: good for deadlines only
 
 import numpy as np
 
@@ -46,8 +47,8 @@ class _Waiting:
     inputs: Mapping[str, Part]
     n_rows: int
     shapes: tuple[tuple[int, ...], ...]  # only rows of equal shape can lie in one array
-    until_s: float
-    since_s: float
+    until_s: float  # on the event loop's clock
+    since_s: float  # on perf_counter
     future: asyncio.Future[Done]
     timer: asyncio.TimerHandle | None = field(default=None)
 
@@ -79,7 +80,7 @@ class Batcher:
                 hint="Send less at once, or give the extension more replicas.",
             )
         shapes = tuple(part.shape[1:] for part in inputs.values())
-        item = _Waiting(inputs, n_rows, shapes, until_s, self._loop.time(), self._loop.create_future())
+        item = _Waiting(inputs, n_rows, shapes, until_s, perf_counter(), self._loop.create_future())
         item.timer = self._loop.call_at(until_s, self._expire, item)
         self._queue.append(item)
         self._waiting_rows += n_rows
@@ -95,13 +96,16 @@ class Batcher:
         # A window of pieces at a time: enough to keep every slot busy, little enough to leave room for others.
         window = step * self._limits.max_in_flight
         for start in range(0, n_rows, window):
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(
-                        self.submit(_cut(inputs, at, min(at + step, n_rows)), min(step, n_rows - at), until_s)
-                    )
-                    for at in range(start, min(start + window, n_rows), step)
-                ]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(
+                            self.submit(_cut(inputs, at, min(at + step, n_rows)), min(step, n_rows - at), until_s)
+                        )
+                        for at in range(start, min(start + window, n_rows), step)
+                    ]
+            except BaseExceptionGroup as failures:
+                raise failures.exceptions[0] from None
             pieces += [task.result() for task in tasks]
         outputs: dict[str, Produced] = {}
         for name in pieces[0].outputs:
@@ -155,10 +159,10 @@ class Batcher:
                     item.future.set_exception(failure)
 
     async def _call(self, batch: list[_Waiting]) -> None:
-        started_s = self._loop.time()
+        started_s = perf_counter()
         n_rows = sum(item.n_rows for item in batch)
         parts = {port: [item.inputs[port] for item in batch] for port in batch[0].inputs}
-        timeout_s = max(item.until_s for item in batch) - started_s
+        timeout_s = max(item.until_s for item in batch) - self._loop.time()
         try:
             ran = await self._calls.infer(self._extension, parts, timeout_s)
         except (ExtensionRaised, ExtensionBroken, BadRequest):
@@ -169,7 +173,7 @@ class Batcher:
             await self._run(batch[:half])
             await self._run(batch[half:])
             return
-        self._observe(self._extension, n_rows, (self._loop.time() - started_s) * 1e3)
+        self._observe(self._extension, n_rows, (perf_counter() - started_s) * 1e3)
         start = 0
         for item in batch:
             stop = start + item.n_rows
@@ -181,7 +185,7 @@ class Batcher:
 
     def _expire(self, item: _Waiting) -> None:
         if not item.future.done():
-            waited_ms = (self._loop.time() - item.since_s) * 1e3
+            waited_ms = (perf_counter() - item.since_s) * 1e3
             item.future.set_exception(ExtensionTimeout(f"{self._extension} did not answer within {waited_ms:.0f} ms."))
 
 

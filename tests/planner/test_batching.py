@@ -84,6 +84,20 @@ def test_a_request_larger_than_a_batch_is_cut_and_comes_back_whole_and_in_order(
     asyncio.run(scenario())
 
 
+def test_one_bad_piece_of_a_large_request_fails_it_with_its_own_error() -> None:
+    def refuses_sevens(rows: dict[str, Array]) -> Mapping[str, Produced]:
+        if (rows["x"] == 7).any():
+            raise BadInput("a seven")
+        return plus(0)(rows)
+
+    async def scenario() -> None:
+        queue, _ = batcher(refuses_sevens, max_rows=3)
+        await submit(queue, *range(20))
+
+    with pytest.raises(BadInput, match="a seven"):
+        asyncio.run(scenario())
+
+
 def test_rows_of_different_shapes_never_share_a_batch() -> None:
     async def scenario() -> None:
         queue, calls = batcher(plus(0), max_in_flight=1)
