@@ -403,6 +403,9 @@ def _wait_for(settings: Settings, name: Literal["ray", "mlflow"]) -> None:
         for service in (_read(settings, "supervisor.json") or {}).get("services", []):
             if service["exit_status"] is not None:
                 _raise_dead(service["name"], Path(service["log"]), f"ended with status {service['exit_status']}")
+        supervisor = _supervisor(settings)
+        if supervisor is not None and not supervisor.is_alive():
+            _raise_dead("supervisor", log.with_name("supervisor.log"), "has ended")
         if time.monotonic() > deadline_s:
             _raise_dead(name, log, f"did not answer within {SERVICES_TIMEOUT_S:.0f} s")
         time.sleep(0.05)
@@ -414,7 +417,8 @@ def _ray_answers(log: Path) -> bool:
 
 def _raise_dead(name: str, log: Path, what: str) -> None:
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    end = "\n  ".join(line for line in lines[-12:] if line.strip())
+    # Lines that begin with a space are the frames of a trace; the reason is among the others.
+    end = "\n  ".join([line for line in lines if line.strip() and not line.startswith(" ")][-6:])
     raise ClusterDown(f"{name} {what}. The end of its log:\n  {end}\n", hint=f"The whole log is {log}.")
 
 

@@ -95,6 +95,17 @@ def test_an_install_that_fails_leaves_nothing_behind(settings: Settings, say: Sa
 
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
+def test_a_service_that_cannot_start_is_named_with_its_reason(settings: Settings, say: Say) -> None:
+    (settings.state_dir / "mlflow.db").write_text("this is no database")
+    with pytest.raises(ClusterDown, match="mlflow ended with status 1") as caught:
+        lifecycle.up(settings, say, _nothing_to_install)
+    assert "file is not a database" in caught.value.message
+    assert "mlflow.log" in caught.value.hint
+    assert lifecycle.status(settings).state == "down"
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
 def test_a_cluster_comes_up_is_adopted_recovers_from_crashes_and_goes_down(settings: Settings, say: Say) -> None:
     running = lifecycle.up(settings, say, _nothing_to_install)
     assert not running.adopted
