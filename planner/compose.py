@@ -162,7 +162,7 @@ class _Composer:
             return None
         state = self._problem.place(rest, entries[0], card, out)
         state = self._fed(state, entries[1:], len(rest.steps), out)
-        state = state and self._problem.completed(state, tries=16, width=3)
+        state = state and self._problem.completed(state, 3, self._ended)
         if state is None:
             return None
         draft = Draft.of(state, self._index, self._problem.request)
@@ -282,7 +282,7 @@ class _Composer:
                 continue  # combiners that stack at several ports are left to the search
             state = self._problem.place(place.rest, entries[0], card, outs[0])
             state = self._fed(state, entries[1:], len(place.rest.steps), outs[0])
-            whole = state and self._problem.completed(state, tries=16, width=3)
+            whole = state and self._problem.completed(state, 3, self._ended)
             if state is None or whole is None:
                 continue
             draft = Draft.of(whole, self._index, self._problem.request)

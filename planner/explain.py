@@ -41,7 +41,7 @@ def reason(plan: Plan, good: Sequence[Plan], n_found: int, stopped: str) -> str:
     if plan is not best:
         return f"{text}: beside the best, it {difference(plan, best)}"
     if n_found == 1:
-        text += ": the only plan"
+        text += ": the only plan found" if stopped else ": the only plan"
     elif len(good) == 1:
         text += f": the only one of {n_found} plans within the terms"
     else:

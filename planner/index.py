@@ -29,6 +29,8 @@ Bools = npt.NDArray[np.bool_]
 # -ln(accuracy) of an extension that is never right. Finite, so that sums of it can still be compared.
 NEVER_RIGHT = 1e6
 MOST_THRESHOLDS = 12
+MOST_CRITERIA = 5
+STEP = 0.7  # in mean weights: how far prices are settled at once
 _NO_RULE = ChainRule()
 _Key = tuple[str, str, int]  # semantic type, datatype, rank
 
@@ -71,6 +73,12 @@ class Csr:
         np.cumsum(np.bincount(self.values, minlength=n), out=ptr[1:])
         return Csr(ptr, nodes[order])
 
+    def tiled(self, times: int, n: int) -> Csr:
+        """The same relation on `times` copies of the nodes and of the `n` numbers, one after the other."""
+        ptr = self.ptr[:-1] + np.arange(times)[:, None] * self.ptr[-1]
+        values = self.values + np.arange(times)[:, None] * n
+        return Csr(np.append(ptr.ravel(), times * self.ptr[-1]), values.ravel())
+
     def of_node(self, node: int) -> Ints:
         return self.values[self.ptr[node] : self.ptr[node + 1]]
 
@@ -82,6 +90,16 @@ class Csr:
         begins = ends - lengths
         total = int(ends[-1]) if len(ends) else 0
         return self.values[np.repeat(starts - begins, lengths) + np.arange(total)], lengths, begins
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """The relations once per criterion, so that one frontier runs through all criteria without index arithmetic."""
+
+    cards_of_need: Csr
+    needs_of_card: Csr
+    outs_of_card: Csr
+    needs_of_out: Csr
 
 
 def _prefixes(type_: str) -> Iterable[str]:
@@ -159,6 +177,12 @@ class Index:
         self.cards_of_out = self.outs_of_card.reversed(len(self.outs))
         self.outs_of_need = Csr.of([self.outs_for(feature, rule) for feature, rule in self.needs])
         self.needs_of_out = self.outs_of_need.reversed(len(self.outs))
+        self.layers = _Layers(
+            self.cards_of_need.tiled(MOST_CRITERIA, len(self.cards)),
+            self.needs_of_card.tiled(MOST_CRITERIA, len(self.needs)),
+            self.outs_of_card.tiled(MOST_CRITERIA, len(self.outs)),
+            self.needs_of_out.tiled(MOST_CRITERIA, len(self.needs)),
+        )
 
     def _mentions(self) -> dict[int, frozenset[tuple[int, bool]]]:
         """Per extension, the chain rules whose patterns match it, and what they say of it."""
@@ -242,40 +266,48 @@ def lower_bounds(index: Index, weights: Floats, given: Ints) -> tuple[Floats, Fl
         h(need) = min over cards that give it: v(card),    v(card) = weight(card) + max over its needs: h(need)
 
     infinite where no plan exists. Taking the dearest input alone, not the sum, is what keeps the bound admissible
-    when plans share sub-results: h_max of Bonet and Geffner 2001, Artificial Intelligence 129. Only what changed is
-    relaxed again, all criteria in one frontier (node i of criterion c has number c * n + i).
+    when plans share sub-results: h_max of Bonet and Geffner 2001, Artificial Intelligence 129. Prices are settled from
+    low to high in steps (Meyer and Sanders 2003, delta-stepping, Journal of Algorithms 49), all criteria in one
+    frontier: node i of criterion c has number c * n + i.
     """
+    layers = index.layers
     n_criteria, n_cards = weights.shape
-    n_needs, n_outs = len(index.needs), len(index.outs)
-    weight = weights.ravel()
+    n_needs = len(index.needs)
+    # One step for all criteria: each is measured in its own mean weight.
+    finite = np.isfinite(weights[0])
+    scale = weights[:, finite].mean(axis=1) if finite.any() else np.ones(n_criteria)
+    scale[scale == 0.0] = 1.0
+    weight = (weights / scale[:, None]).ravel()
     h = np.full(n_criteria * n_needs, np.inf)
     v = np.full(n_criteria * n_cards, np.inf)
-    out_value = np.full(n_criteria * n_outs, np.inf)
-    marked, out_marks, need_marks = (np.zeros(len(x), np.bool_) for x in (v, out_value, h))
-    changed = (np.arange(n_criteria)[:, None] * n_needs + given).ravel()
-    h[changed] = 0.0
-    while len(changed):
-        criterion, need = np.divmod(changed, n_needs)
-        takers, lengths, _ = index.cards_of_need.gather(need)
-        marked[takers + np.repeat(criterion * n_cards, lengths)] = True
+    out_value = np.full(n_criteria * len(index.outs), np.inf)
+    marked, out_marks, waiting = (np.zeros(len(x), np.bool_) for x in (v, out_value, h))
+    first = (np.arange(n_criteria)[:, None] * n_needs + given).ravel()
+    h[first] = 0.0
+    waiting[first] = True
+    while len(needs := np.flatnonzero(waiting)):
+        prices = h[needs]
+        needs = needs[prices <= prices.min() + STEP]
+        waiting[needs] = False
+        marked[layers.cards_of_need.gather(needs)[0]] = True
         cards = np.flatnonzero(marked)
-        if not len(cards):
-            break
         marked[cards] = False
-        criterion, card = np.divmod(cards, n_cards)
-        inputs, lengths, begins = index.needs_of_card.gather(card)
-        value = weight[cards] + np.maximum.reduceat(h[inputs + np.repeat(criterion * n_needs, lengths)], begins)
+        if not len(cards):
+            continue
+        inputs, _, begins = layers.needs_of_card.gather(cards)
+        value = weight[cards] + np.maximum.reduceat(h[inputs], begins)
         better = value < v[cards]
-        cards, card, criterion, value = cards[better], card[better], criterion[better], value[better]
+        cards, value = cards[better], value[better]
         v[cards] = value
-        outs, lengths, _ = index.outs_of_card.gather(card)
-        outs += np.repeat(criterion * n_outs, lengths)
+        outs, lengths, _ = layers.outs_of_card.gather(cards)
         outs = _lower(out_value, outs, np.repeat(value, lengths), out_marks)
-        criterion, out = np.divmod(outs, n_outs)
-        needs, lengths, _ = index.needs_of_out.gather(out)
-        needs += np.repeat(criterion * n_needs, lengths)
-        changed = _lower(h, needs, np.repeat(out_value[outs], lengths), need_marks)
-    return h.reshape(n_criteria, n_needs), v.reshape(n_criteria, n_cards)
+        met, lengths, _ = layers.needs_of_out.gather(outs)
+        price = np.repeat(out_value[outs], lengths)
+        lower = price < h[met]
+        met = met[lower]
+        np.minimum.at(h, met, price[lower])
+        waiting[met] = True
+    return h.reshape(n_criteria, n_needs) * scale[:, None], v.reshape(n_criteria, n_cards) * scale[:, None]
 
 
 def lower_bounds_through(index: Index, weight: Floats, v: Floats, card: int) -> tuple[Floats, Floats]:

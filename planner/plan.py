@@ -31,13 +31,14 @@ MOST_REJECTED = 8
 MOST_FALLBACKS = 3
 _SMALL = 200  # extensions; below, a search ends by itself and is limited only as a precaution
 _MEDIUM = 5000  # extensions; above, a second set of bounds just to explain the losers would cost too much
+_LARGE = 20_000  # extensions; above, bounds on the terms are computed only where the search needs them
 
 
 def usual_budget(n_extensions: int) -> Budget:
     """The default: enough to prove the best plans of an ordinary catalogue, bounded in time for a huge one."""
     if n_extensions <= _SMALL:
         return Budget(max_expansions=20_000, max_more=200)
-    return Budget(max_ms=2.0 + n_extensions / 10_000, max_more=50)
+    return Budget(max_ms=1.7 + n_extensions / 10_000, max_more=50)
 
 
 def plan(
@@ -60,10 +61,14 @@ def plan(
     index = index_of(catalogue)
     started_s = clock()
     planning = _Planning(index, request, catalogue.cards, budget or usual_budget(len(index.cards)), clock)
-    problem = Problem(index, request, Limits.of(request))
+    thorough = len(index.cards) <= _LARGE
+    problem = Problem(index, request, Limits.of(request), thorough=thorough)
     stop_s = math.inf if planning.budget.max_ms is None else clock() + planning.budget.max_ms / 1e3
     wide = max(k, 3)  # a lone best plan could not say what it beat
     found = search(problem, wide, planning.budget.part(0.5), clock)
+    if not found.states and not thorough and problem.limits != Limits():
+        problem = Problem(index, request, problem.limits)
+        found = search(problem, wide, planning.budget.part(0.5), clock)
     stopped, expanded = found.stopped, found.expanded
     free, states, others = problem, found.states, list[State]()
     relaxed = planning.without_terms(problem, bool(states))
@@ -257,6 +262,7 @@ class _Planning:
             limits,
             combiners=False,
             slow=term is not None and term.slow,
+            thorough=len(self.index.cards) <= _LARGE,
         )
         states = search(problem, 1, self.budget, self.clock).states
         plans = [self.finished(Draft.of(state, self.index, self.request), "graph") for state in states[:1]]

@@ -28,6 +28,7 @@ from planner.plans import PlanRequest
 Entry = tuple[int, int, int]  # an open need: position of the step, number of its input port, number of the need
 GOAL = 0  # the step that stands for the wanted features in every state
 FROM_REQUEST = -1
+MOST_DEAD_ENDS = 6  # at which a greedy completion turns back
 
 # Placed, Bind and State are made by the thousand in a search: as named tuples in a third of the time of dataclasses.
 
@@ -199,9 +200,11 @@ class Problem:
         tags: bool = True,
         combiners: bool = False,
         slow: bool = False,
+        thorough: bool = True,
     ) -> None:
         """`tags` False forgets who may see the data; `combiners` lets the search use them, with two sources each;
-        `slow` counts p99 as if it were the latency to be minimised."""
+        `slow` counts p99 as if it were the latency to be minimised; `thorough` False bounds the score alone, which
+        is admissible all the same and takes a fraction of the time, but sees late that a term will be missed."""
         self.index = index
         self.request = request
         self.limits = limits
@@ -220,7 +223,7 @@ class Problem:
             for need in index.needs_met_by(port.feature):
                 self._given.setdefault(need, []).append(i)
         self._goal_outs = [index.outs_for(port.feature) for port in request.wanted]
-        self._bound()
+        self._bound(thorough)
         self._cache = _Caches()
 
     def without_limits(self) -> Problem:
@@ -246,17 +249,17 @@ class Problem:
         usable[[index.position[id_] for id_ in request.avoid if id_ in index.position]] = False
         return usable
 
-    def _bound(self) -> None:
+    def _bound(self, thorough: bool) -> None:
         limits = self.limits
         criteria: dict[str, Floats] = {"score": self.score + self.latency_weight * self.p50_ms}
-        if self.latency_weight:
+        if self.latency_weight and thorough:
             criteria["p50_ms"] = self.p50_ms
         for name, limit, weight in (
             ("p99_ms", limits.p99_ms, self.p99_ms),
             ("cost", limits.cost, self.index.cost),
             ("loss", limits.loss, self.index.loss),
         ):
-            if limit < math.inf:
+            if limit < math.inf and thorough:
                 criteria[name] = weight
         weights = np.where(self.usable, np.stack(list(criteria.values())), np.inf)
         h, self.v = lower_bounds(self.index, weights, np.fromiter(self._given, np.int64, len(self._given)))
@@ -497,14 +500,13 @@ class Problem:
             bound = max(bound, via)
         return State(steps, binds, open_, score, cost, loss, p50_ms, p99_ms, bound, max(bound, through + hope))
 
-    def completed(self, state: State, tries: int = 64, width: int = 8) -> State | None:
+    def completed(self, state: State, width: int, ended: Callable[[], bool]) -> State | None:
         """A completion of a state, found greedily by `State.hope` among the first `width` cards at each need.
 
-        Looks at no more than `tries` states, turning back at dead ends; None when that was not enough.
+        None after a few dead ends, or when `ended` says so.
         """
-        stack = [state]
-        while stack and tries:
-            tries -= 1
+        stack, dead_ends = [state], 0
+        while stack and dead_ends < MOST_DEAD_ENDS and not ended():
             state = stack.pop()
             if not state.open:
                 return state
@@ -513,9 +515,10 @@ class Problem:
             if not children or self.must_use != -1:
                 cards = self.givers(entry[2])[0]
                 if self.must_use == -1:
-                    cards = cards[: width if len(state.open) > 1 else max(1, width // 4)]
+                    cards = cards[: width if len(state.open) > 1 else max(2, width // 2)]
                 for card in cards:
                     children += self.with_card(state, entry, card)
+            dead_ends += not children
             children.sort(key=lambda child: child.hope)
             stack += reversed(children[:4])
         return None
@@ -590,7 +593,7 @@ class Search:
         if most is not None and self._expanded >= most:
             return f"its budget of {most} expansions ended"
         if self._clock() >= self._stop_s:
-            return f"its budget of {self._budget.max_ms:g} ms ended"
+            return "its budget of time ended"
         return ""
 
     def _take(self, state: State) -> None:
@@ -632,6 +635,6 @@ class Search:
 
     def _dive(self, state: State) -> None:
         """Completes a state greedily, so that there is a plan early."""
-        done = self._problem.completed(state)
+        done = self._problem.completed(state, 6, lambda: bool(self._best) and self._clock() >= self._stop_s)
         if done is not None:
             self._take(done)

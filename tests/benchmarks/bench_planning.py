@@ -26,17 +26,18 @@ from planner.plans import PlanRequest
 
 
 def world(n_extensions: int, seed: int) -> tuple[Catalogue, Callable[[], PlanRequest]]:
-    """A catalogue in which features run through eight levels, and a source of requests for it."""
+    """A catalogue in which features run through levels, with a step back now and then, and requests for it."""
     rng = random.Random(seed)
-    n_types = max(3, n_extensions // 80)
+    n_levels = 8 if n_extensions > 100 else 4
+    n_types = max(1, n_extensions // 80)
 
     def feature(level: int) -> Feature:
-        sub = rng.choice(("", "", "/fine", "/raw"))
+        sub = rng.choice(("", "", "/fine", "/raw")) if n_extensions > 100 else ""
         return Feature(f"level{level}/type{rng.randrange(n_types)}{sub}", "FP32", (rng.choice((8, 8, -1)),))
 
     cards = []
     for i in range(n_extensions):
-        level = rng.randrange(8)
+        level = rng.randrange(n_levels)
         n_inputs, n_outputs = rng.choice((1, 1, 1, 2, 3)), rng.choice((1, 1, 1, 2))
         judge = rng.random() < 0.2
         cards.append(
@@ -44,7 +45,7 @@ def world(n_extensions: int, seed: int) -> tuple[Catalogue, Callable[[], PlanReq
                 name=f"extension{i}",
                 version="1",
                 inputs=tuple(Port(f"in{j}", feature(level)) for j in range(n_inputs)),
-                outputs=tuple(Port(f"out{j}", feature(level + 1)) for j in range(n_outputs)),
+                outputs=tuple(Port(f"out{j}", feature(level + rng.choice((1, 1, 1, 1, -1)))) for j in range(n_outputs)),
                 cost=rng.expovariate(20.0),
                 profile=LatencyProfile(rng.expovariate(0.3), rng.expovariate(50.0), 0.0, 1.0 + rng.random()),
                 accuracy=Accuracy(1.0 - rng.expovariate(30.0) % 0.5, 500),
@@ -53,7 +54,7 @@ def world(n_extensions: int, seed: int) -> tuple[Catalogue, Callable[[], PlanReq
         )
 
     def request() -> PlanRequest:
-        level = rng.randrange(3)
+        level = rng.randrange(n_levels // 3)
         terms = Terms()
         if rng.random() < 0.5:
             terms = Terms(deadline_ms=rng.choice((None, 60.0)), max_cost=rng.choice((None, 0.8)))
@@ -61,7 +62,7 @@ def world(n_extensions: int, seed: int) -> tuple[Catalogue, Callable[[], PlanReq
             inputs=tuple(Port(f"in{j}", feature(level)) for j in range(3)),
             wanted=tuple(
                 Port(f"out{j}", Feature(f.type.removesuffix("/fine").removesuffix("/raw"), "FP32", (-1,)))
-                for j, f in enumerate([feature(level + rng.randint(1, 5))])
+                for j, f in enumerate([feature(level + rng.randint(1, n_levels - 3))])
             ),
             terms=terms,
             n_rows=rng.choice((1, 8, 64)),

@@ -220,13 +220,15 @@ def tangle(n_levels=12, width=8):
     return Catalogue.of(cards), wish("t0/a t0/b", f"t{n_levels}/a t{n_levels}/b", objective=Objective(1, 0.1, 1))
 
 
-@pytest.mark.parametrize("budget", [Budget(max_expansions=5), Budget(max_ms=5.0)], ids=["expansions", "time"])
-def test_a_search_that_runs_out_of_budget_gives_its_best_and_says_so(budget):
+@pytest.mark.parametrize(
+    ("budget", "what"), [(Budget(max_expansions=5), "5 expansions"), (Budget(max_ms=5.0), "time")], ids=["count", "time"]
+)
+def test_a_search_that_runs_out_of_budget_gives_its_best_and_says_so(budget, what):
     catalogue, request = tangle()
     ticks = itertools.count()
     found = plan(request, catalogue, budget=budget, clock=lambda: next(ticks) * 1e-3)
     assert not found.complete
-    assert "the search was not finished: its budget of 5 " in found.best.reason
+    assert f"the search was not finished: its budget of {what} ended" in found.best.reason
     check(found.best, request, catalogue)
 
 
