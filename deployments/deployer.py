@@ -4,15 +4,15 @@ contract and been measured; until then, and if any of that fails, whatever serve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from deployments.applications import Installation, Report, delete, refuse, start
 from deployments.loading import describe
-from deployments.measure import ValidationSet, ends, load_validation, measure_accuracy, measure_latency, steps_to
+from deployments.measure import load_validation, measure_all, measure_latency
 from deployments.registry import RegistryClient
 from deployments.serve_calls import ServeCalls
 from planner.batching import Batchers
-from planner.cards import Card, ExtensionId
+from planner.cards import Card
 from planner.catalogue import Catalogue
 from planner.dispatch import Dispatcher
 from planner.errors import Conflict
@@ -64,7 +64,9 @@ async def _deploy(
         for goal in tentative.goals.values():
             if goal.validation and goal.name not in validation:
                 validation[goal.name] = load_validation(goal)
-        measured = await _measured(tentative, [card.id for card in cards], validation, report)
+        dispatcher = Dispatcher(Batchers(ServeCalls()), tentative.cards.get)
+        known = await measure_all(tentative, [card.id for card in cards], validation, dispatcher, report)
+        measured = [known.cards[card.id] for card in cards]
     except BaseException:
         await delete(list(started.running))
         raise
@@ -108,34 +110,3 @@ async def _probed(card: Card, report: Report) -> Card:
     profile = await measure_latency(card, samples, calls)
     report(f"{card.id} holds its contract; {profile.fixed_ms:.2f} ms + {profile.per_row_ms:.4f} ms a row")
     return card.but(profile=profile)
-
-
-async def _measured(
-    catalogue: Catalogue, new: Sequence[ExtensionId], validation: Mapping[str, ValidationSet], report: Report
-) -> list[Card]:
-    """The new cards with their accuracy on the first goal they can end; those early in a chain come first, because
-    the figures of later ones build on theirs."""
-    dispatcher = Dispatcher(Batchers(ServeCalls()), lambda id_: catalogue.cards.get(id_))
-    pairs = [
-        (card, goal)
-        for goal in catalogue.goals.values()
-        for card in (catalogue.cards[id_] for id_ in new)
-        if goal.name in validation and ends(card, goal)
-    ]
-    tries = sorted(pairs, key=lambda pair: steps_to(pair[0], pair[1], catalogue))
-    known = dict(catalogue.cards)
-    done: set[ExtensionId] = set()
-    for card, goal in tries:
-        if card.id in done:
-            continue
-        so_far = Catalogue.of(known.values(), catalogue.goals.values(), catalogue.epoch)
-        measured = await measure_accuracy(known[card.id], goal, validation[goal.name], so_far, dispatcher)
-        if measured is not None:
-            low, high = measured.accuracy.interval()
-            report(
-                f"{card.id} is right on {measured.accuracy.mean:.1%} of {goal.name}"
-                f" ({low:.1%} to {high:.1%}, {measured.accuracy.n_rows} rows)"
-            )
-            known[card.id] = measured
-            done.add(card.id)
-    return [known[id_] for id_ in new]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 
 from planner.calls import Calls
-from planner.cards import Accuracy, Card, Evidence, LatencyProfile, Threshold
+from planner.cards import Accuracy, Card, Evidence, ExtensionId, LatencyProfile, Threshold
 from planner.catalogue import Catalogue
 from planner.dispatch import Dispatcher
 from planner.errors import BadCard, NoPlan
@@ -89,44 +89,86 @@ def ends(card: Card, goal: Goal) -> bool:
     return any(wanted.feature.accepts(port.feature) for wanted in goal.outputs for port in card.outputs)
 
 
-def steps_to(card: Card, goal: Goal, catalogue: Catalogue) -> int:
-    """How many steps the best plan for `goal` through `card` has; 0 when there is none."""
-    found = _plan_through(card, goal, catalogue)
-    return 0 if found is None else len(found.steps)
-
-
 def _plan_through(card: Card, goal: Goal, catalogue: Catalogue) -> Plan | None:
+    """The best plan for the goal that uses the extension, without cascades and ensembles: they would hide it."""
+    plain = Catalogue.of(
+        (
+            c.but(thresholds=(), confidence_threshold=None)
+            for c in catalogue.cards.values()
+            if all(port.many == 1 for port in c.inputs)
+        ),
+        epoch=catalogue.epoch,
+    )
     request = PlanRequest(
         inputs=goal.inputs, wanted=goal.outputs, terms=Terms(), objective=goal.objective, must_use=card.id
     )
     try:
-        return next((p for p in plan(request, catalogue, k=3).plans if p.kind == "graph"), None)
+        return plan(request, plain, k=1).best
     except NoPlan:
         return None
 
 
+async def measure_all(
+    catalogue: Catalogue,
+    new: Sequence[ExtensionId],
+    validation: Mapping[str, ValidationSet],
+    dispatcher: Dispatcher,
+    report: Callable[[str], None] = lambda text: None,
+) -> Catalogue:
+    """The catalogue with the `new` extensions measured, each on the first goal in `validation` that it can end.
+
+    An extension is measured after those that its plan builds on, so that it is not credited or blamed for them.
+    """
+    known = dict(catalogue.cards)
+    waiting = {
+        id_: goal
+        for goal in reversed(list(catalogue.goals.values()))
+        if goal.name in validation
+        for id_ in new
+        if ends(known[id_], goal)
+    }
+    while waiting:
+        so_far = Catalogue.of(known.values(), catalogue.goals.values(), catalogue.epoch)
+        plans = {id_: _plan_through(known[id_], goal, so_far) for id_, goal in waiting.items()}
+        id_ = min(waiting, key=lambda i: _builds_on(plans[i], waiting, i))
+        goal = waiting.pop(id_)
+        chosen = plans[id_]
+        if chosen is None:
+            continue
+        card = known[id_] = await measure_accuracy(known[id_], chosen, validation[goal.name], so_far, dispatcher)
+        low, high = card.accuracy.interval()
+        report(
+            f"{id_} is right on {card.accuracy.mean:.1%} of {goal.name}"
+            f" ({low:.1%} to {high:.1%}, {card.accuracy.n_rows} rows)"
+        )
+    return Catalogue.of(known.values(), catalogue.goals.values(), catalogue.epoch)
+
+
+def _builds_on(chosen: Plan | None, waiting: Collection[ExtensionId], itself: ExtensionId) -> tuple[int, int]:
+    """How many other unmeasured extensions a plan has, and how many steps."""
+    if chosen is None:
+        return 0, 0
+    return sum(id_ in waiting and id_ != itself for id_ in chosen.extensions()), len(chosen.steps)
+
+
 async def measure_accuracy(
-    card: Card, goal: Goal, data: ValidationSet, catalogue: Catalogue, dispatcher: Dispatcher
-) -> Card | None:
-    """The card with accuracy, thresholds and evidence from the best plan for `goal` that ends in it.
+    card: Card, chosen: Plan, data: ValidationSet, catalogue: Catalogue, dispatcher: Dispatcher
+) -> Card:
+    """The card with accuracy, thresholds and evidence from running a plan that ends in it on all of `data`.
 
     The accuracy is the extension's own: what the plan got right, divided by what the steps before it let through.
-    None when no plan for the goal uses the extension.
     """
-    best = _plan_through(card, goal, catalogue)
-    if best is None:
-        return None
     correct, confidence = [], []
     for start in range(0, data.n_rows, CHUNK_ROWS):
         rows = {name: values[start : start + CHUNK_ROWS] for name, values in data.inputs.items()}
-        answer = await dispatcher.dispatch(best, rows, asyncio.get_running_loop().time() + TIMEOUT_S)
+        answer = await dispatcher.dispatch(chosen, rows, asyncio.get_running_loop().time() + TIMEOUT_S)
         truth = {name: values[start : start + CHUNK_ROWS] for name, values in data.truth.items()}
         correct.append(right_rows(answer.outputs, truth))
         confidence.append(next(iter(answer.outputs.values())).confidence)
     right = np.concatenate(correct)
     given = [c for c in confidence if c is not None]
     sure = np.concatenate(given) if len(given) == len(confidence) else None
-    before = np.prod([catalogue.cards[id_].accuracy.mean for id_ in best.extensions() if id_ != card.id])
+    before = np.prod([catalogue.cards[id_].accuracy.mean for id_ in chosen.extensions() if id_ != card.id])
     return card.but(
         accuracy=Accuracy(min(1.0, float(right.mean()) / max(float(before), 1e-9)), len(right)),
         thresholds=() if sure is None else risk_coverage(right, sure),

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from deployments.measure import ends, load_validation, measure_accuracy, measure_latency, right_rows, risk_coverage
+from deployments.measure import ends, load_validation, measure_all, measure_latency, right_rows, risk_coverage
 from planner.batching import Batchers
 from planner.calls import LocalCalls
-from planner.cards import Accuracy, Card
+from planner.cards import Accuracy, Card, Threshold
 from planner.catalogue import Catalogue
 from planner.dispatch import Dispatcher
 from planner.errors import BadCard
@@ -38,48 +40,51 @@ def goal(tmp_path: Path) -> Goal:
     return replace(SIGN, validation=str(path))
 
 
+def measured(work: Mapping[str, Any], cards: Sequence[Card], goals: Sequence[Goal]) -> Mapping[str, Card]:
+    """The cards by name after measuring all of them, and in which order the reports came."""
+
+    async def scenario() -> Catalogue:
+        catalogue = Catalogue.of(cards, goals)
+        functions = {card.id: work[card.name] for card in cards if card.name in work}
+        dispatcher = Dispatcher(Batchers(LocalCalls(functions)), catalogue.cards.get)
+        validation = {goal.name: load_validation(goal) for goal in goals}
+        return await measure_all(catalogue, list(catalogue.cards), validation, dispatcher)
+
+    return {card.name: card for card in asyncio.run(scenario()).cards.values()}
+
+
 def test_accuracy_confidence_and_evidence_come_from_the_validation_set(goal: Goal) -> None:
-    async def scenario() -> Card | None:
-        dispatcher = Dispatcher(Batchers(LocalCalls({CARD.id: signer})), {CARD.id: CARD}.get)
-        return await measure_accuracy(CARD, goal, load_validation(goal), Catalogue.of([CARD], [goal]), dispatcher)
-
-    measured = asyncio.run(scenario())
-    assert measured is not None
-    assert measured.accuracy == Accuracy(0.75, 8)
-    assert measured.evidence is not None
-    assert measured.evidence.correct_rows().tolist() == [True, True, False, False, True, True, True, True]
-    assert measured.evidence.n_rows == 8
-    assert [t.accuracy for t in measured.thresholds if t.coverage <= 0.75] == pytest.approx([1.0] * 4, abs=1e-9)
+    card = measured({"signer": signer}, [CARD], [goal])["signer"]
+    assert card.accuracy == Accuracy(0.75, 8)
+    assert card.evidence is not None
+    assert card.evidence.correct_rows().tolist() == [True, True, False, False, True, True, True, True]
+    assert [t.accuracy for t in card.thresholds if t.coverage <= 0.75] == pytest.approx([1.0] * 4, abs=1e-9)
 
 
-def test_a_later_step_is_not_blamed_for_what_the_step_before_got_wrong(goal: Goal, tmp_path: Path) -> None:
-    x = np.array([-3, -2, -0.5, 0.5, 2, 3, 4, 5], np.float32)
+def test_a_later_step_is_measured_after_the_ones_before_and_not_blamed_for_them(goal: Goal, tmp_path: Path) -> None:
+    x = np.load(goal.validation)["x"]
     path = tmp_path / "odd.npz"
     np.savez(path, x=x, odd=(np.sign(x) != 0).astype(np.int64))
-    odd = Goal("odd", (Port("x", NUMBER),), (Port("odd", ODD),), validation=str(path))
-    known = CARD.but(accuracy=Accuracy(0.75, 8))
+    odd = Goal("odd", goal.inputs, (Port("odd", ODD),), validation=str(path))
 
     def after(rows: dict[str, Array]) -> dict[str, Rows]:
         return {"odd": Rows((rows["sign"] != 0).astype(np.int64))}
 
-    async def scenario() -> Card | None:
-        cards = {known.id: known, NEXT.id: NEXT}
-        dispatcher = Dispatcher(Batchers(LocalCalls({known.id: signer, NEXT.id: after})), cards.get)
-        return await measure_accuracy(NEXT, odd, load_validation(odd), Catalogue.of(cards.values(), [odd]), dispatcher)
+    cards = measured({"signer": signer, "next": after}, [NEXT, CARD], [odd, goal])
+    assert cards["signer"].accuracy.mean == pytest.approx(0.75)
+    assert cards["next"].accuracy.mean == pytest.approx(1.0)
 
-    measured = asyncio.run(scenario())
-    assert measured is not None
-    assert measured.accuracy.mean == pytest.approx(1.0)
+
+def test_every_way_to_a_goal_is_measured_though_a_cascade_would_be_the_better_plan(goal: Goal) -> None:
+    cheap = CARD.but(name="cheap", cost=0.1, thresholds=(Threshold(0.5, 0.9, 1.0),), accuracy=Accuracy(0.9, 10))
+    others = [CARD.but(name=f"other-{i}", cost=float(i)) for i in range(5)]
+    work = dict.fromkeys(["cheap", *(card.name for card in others)], signer)
+    assert all(card.accuracy.n_rows == 8 for card in measured(work, [cheap, *others], [goal]).values())
 
 
 def test_an_extension_no_plan_uses_is_not_measured(goal: Goal) -> None:
     other = Card("other", "1", (Port("text", Feature("text", "BYTES")),), (Port("sign", LABEL),))
-
-    async def scenario() -> Card | None:
-        dispatcher = Dispatcher(Batchers(LocalCalls({})), {other.id: other}.get)
-        return await measure_accuracy(other, goal, load_validation(goal), Catalogue.of([other], [goal]), dispatcher)
-
-    assert asyncio.run(scenario()) is None
+    assert measured({}, [other], [goal])["other"] == other
 
 
 def test_a_combiner_is_worth_what_it_combines_and_not_measured_itself() -> None:

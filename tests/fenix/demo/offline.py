@@ -15,7 +15,7 @@ import numpy as np
 from deployments.extension import Extension, execute
 from deployments.kinds.sklearn import SklearnExtension
 from deployments.kinds.torch import TorchExtension
-from deployments.measure import ends, load_validation, measure_accuracy, steps_to
+from deployments.measure import load_validation, measure_all
 from fenix.demo import training
 from fenix.demo.data import SEED
 from fenix.demo.goals import Task, tasks
@@ -94,18 +94,8 @@ def _profile(extension: Extension) -> LatencyProfile:
 
 
 async def _measured(extensions: Mapping[ExtensionId, Extension], catalogue: Catalogue) -> Catalogue:
-    known = dict(catalogue.cards)
-    dispatcher = _dispatcher(extensions, catalogue)
-    pairs = [(card, goal) for goal in catalogue.goals.values() for card in catalogue.cards.values() if ends(card, goal)]
-    done = set()
-    for card, goal in sorted(pairs, key=lambda pair: steps_to(*pair, catalogue)):
-        if card.id not in done:
-            so_far = Catalogue.of(known.values(), catalogue.goals.values())
-            better = await measure_accuracy(known[card.id], goal, load_validation(goal), so_far, dispatcher)
-            if better is not None:
-                known[card.id] = better
-                done.add(card.id)
-    return Catalogue.of(known.values(), catalogue.goals.values())
+    validation = {goal.name: load_validation(goal) for goal in catalogue.goals.values()}
+    return await measure_all(catalogue, list(catalogue.cards), validation, _dispatcher(extensions, catalogue))
 
 
 async def _dispatch(
