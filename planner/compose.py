@@ -335,14 +335,13 @@ class _Composer:
         if candidate.combiner is not None:
             draft = candidate.combiner.draft.copy()
             for way in candidate.ways:
-                draft.adopt(way.draft, way.added)
+                draft.adopt(way.draft, way.card)
             name = next(p.name for p in self._index.cards[candidate.combiner.card].inputs if p.many > 1)
             draft.inputs[candidate.combiner.card] += [(name, ((way.card, way.out),)) for way in candidate.ways]
             return draft
         draft = place.draft.copy()
         for i, way in enumerate(candidate.ways):
-            new = way.added - draft.inputs.keys()
-            draft.adopt(way.draft, new)
+            new = draft.adopt(way.draft, way.card)
             if i:
                 guard = candidate.ways[i - 1].card, candidate.belows[i - 1]
                 draft.guards.update(dict.fromkeys(new, guard))

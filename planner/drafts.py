@@ -63,13 +63,26 @@ class Draft:
         """The draft without the steps that work for nobody."""
         needed = [self.needed_by(card) for _, givers in self.outputs for card, _ in givers if card != FROM_REQUEST]
         kept = frozenset[int]().union(*needed)
-        return Draft({card: list(wires) for card, wires in self.inputs.items() if card in kept}, self.outputs)
+        return Draft(
+            {card: list(wires) for card, wires in self.inputs.items() if card in kept},
+            list(self.outputs),
+            {card: guard for card, guard in self.guards.items() if card in kept},
+        )
 
-    def adopt(self, other: Draft, cards: Iterable[int]) -> None:
-        """Takes over cards that are not here yet, wired as they are in another draft."""
-        for card in cards:
+    def adopt(self, other: Draft, card: int) -> set[int]:
+        """Takes over a card of another draft and what it needs there; what is here already stays as it is wired here.
+
+        Returns the cards that are new.
+        """
+        new: set[int] = set()
+        stack = [card]
+        while stack:
+            card = stack.pop()
             if card not in self.inputs:
                 self.inputs[card] = list(other.inputs[card])
+                new.add(card)
+                stack += self.givers(card)
+        return new
 
     def order(self) -> list[int]:
         """The cards in topological order. Raises ValueError when a step would wait for itself."""

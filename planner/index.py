@@ -30,7 +30,7 @@ Bools = npt.NDArray[np.bool_]
 NEVER_RIGHT = 1e6
 MOST_THRESHOLDS = 12
 MOST_CRITERIA = 5
-STEP = 0.7  # in mean weights: how far prices are settled at once
+STEP = 1.0  # in mean weights: how far prices are settled at once
 _NO_RULE = ChainRule()
 _Key = tuple[str, str, int]  # semantic type, datatype, rank
 
@@ -257,11 +257,12 @@ def index_of(catalogue: Catalogue) -> Index:
     return index
 
 
-def lower_bounds(index: Index, weights: Floats, given: Ints) -> tuple[Floats, Floats]:
+def lower_bounds(index: Index, weights: Floats, given: Ints, most: Floats) -> tuple[Floats, Floats]:
     """Per criterion, the least that any plan pays for a need, and for a need met by a given card.
 
     `weights` is (n_criteria, n_cards), at least 0, infinite where a card must not be used; `given` are the needs that
-    the request itself meets, at price 0. Returns h, (n_criteria, n_needs), and v, (n_criteria, n_cards), with
+    the request itself meets, at price 0; prices above `most`, (n_criteria,), are left infinite. Returns h,
+    (n_criteria, n_needs), and v, (n_criteria, n_cards), with
 
         h(need) = min over cards that give it: v(card),    v(card) = weight(card) + max over its needs: h(need)
 
@@ -278,6 +279,7 @@ def lower_bounds(index: Index, weights: Floats, given: Ints) -> tuple[Floats, Fl
     scale = weights[:, finite].mean(axis=1) if finite.any() else np.ones(n_criteria)
     scale[scale == 0.0] = 1.0
     weight = (weights / scale[:, None]).ravel()
+    most = np.repeat(most / scale, n_needs)
     h = np.full(n_criteria * n_needs, np.inf)
     v = np.full(n_criteria * n_cards, np.inf)
     out_value = np.full(n_criteria * len(index.outs), np.inf)
@@ -303,7 +305,7 @@ def lower_bounds(index: Index, weights: Floats, given: Ints) -> tuple[Floats, Fl
         outs = _lower(out_value, outs, np.repeat(value, lengths), out_marks)
         met, lengths, _ = layers.needs_of_out.gather(outs)
         price = np.repeat(out_value[outs], lengths)
-        lower = price < h[met]
+        lower = (price < h[met]) & (price <= most[met])
         met = met[lower]
         np.minimum.at(h, met, price[lower])
         waiting[met] = True

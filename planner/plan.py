@@ -38,7 +38,7 @@ def usual_budget(n_extensions: int) -> Budget:
     """The default: enough to prove the best plans of an ordinary catalogue, bounded in time for a huge one."""
     if n_extensions <= _SMALL:
         return Budget(max_expansions=20_000, max_more=200)
-    return Budget(max_ms=1.7 + n_extensions / 10_000, max_more=50)
+    return Budget(max_ms=1.7 + n_extensions / 40_000, max_more=50)
 
 
 def plan(
@@ -67,7 +67,7 @@ def plan(
     wide = max(k, 3)  # a lone best plan could not say what it beat
     found = search(problem, wide, planning.budget.part(0.5), clock)
     if not found.states and not thorough and problem.limits != Limits():
-        problem = Problem(index, request, problem.limits)
+        problem.sharpen(search(problem.without_limits(), 1, planning.budget.part(0.2), clock).states)
         found = search(problem, wide, planning.budget.part(0.5), clock)
     stopped, expanded = found.stopped, found.expanded
     free, states, others = problem, found.states, list[State]()

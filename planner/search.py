@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -250,22 +250,36 @@ class Problem:
         return usable
 
     def _bound(self, thorough: bool) -> None:
-        limits = self.limits
-        criteria: dict[str, Floats] = {"score": self.score + self.latency_weight * self.p50_ms}
-        if self.latency_weight and thorough:
-            criteria["p50_ms"] = self.p50_ms
-        for name, limit, weight in (
-            ("p99_ms", limits.p99_ms, self.p99_ms),
-            ("cost", limits.cost, self.index.cost),
-            ("loss", limits.loss, self.index.loss),
-        ):
-            if limit < math.inf and thorough:
-                criteria[name] = weight
-        weights = np.where(self.usable, np.stack(list(criteria.values())), np.inf)
-        h, self.v = lower_bounds(self.index, weights, np.fromiter(self._given, np.int64, len(self._given)))
+        criteria = {"score": self.score + self.latency_weight * self.p50_ms}
+        if thorough:
+            if self.latency_weight:
+                criteria["p50_ms"] = self.p50_ms
+            criteria |= {name: self._weight(name) for name, limit in asdict(self.limits).items() if limit < math.inf}
+        self._h, self.v = self._lower_bounds(criteria)
         self._rows = {name: i for i, name in enumerate(criteria)}
-        self._h = h
         self._via = self._bound_via() if self.must_use >= 0 else None
+
+    def sharpen(self, states: Sequence[State]) -> None:
+        """Adds the bounds on the limits that all these states break, so that the search keeps clear of them."""
+        broken = [
+            name
+            for name, limit in asdict(self.limits).items()
+            if name not in self._rows and all(getattr(state, name) > limit for state in states)
+        ]
+        if broken:
+            h, v = self._lower_bounds({name: self._weight(name) for name in broken})
+            self._h, self.v = np.concatenate([self._h, h]), np.concatenate([self.v, v])
+            self._rows |= {name: len(self._rows) + i for i, name in enumerate(broken)}
+            self._cache.needs.clear()
+
+    def _weight(self, limit: str) -> Floats:
+        return {"p99_ms": self.p99_ms, "cost": self.index.cost, "loss": self.index.loss}[limit]
+
+    def _lower_bounds(self, criteria: Mapping[str, Floats]) -> tuple[Floats, Floats]:
+        weights = np.where(self.usable, np.stack(list(criteria.values())), np.inf)
+        given = np.fromiter(self._given, np.int64, len(self._given))
+        most = np.array([getattr(self.limits, name, math.inf) for name in criteria])
+        return lower_bounds(self.index, weights, given, most)
 
     def _bound_via(self) -> tuple[Floats, Floats]:
         """Lower bounds on the score of meeting a need, or of using a card, with `must_use` at or above it."""

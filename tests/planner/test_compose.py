@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 
 from planner.cards import Card, Evidence, LatencyProfile, Threshold
 from planner.catalogue import Catalogue
+from planner.drafts import Draft
 from planner.errors import NoPlan, TermsUnmet
 from planner.features import Feature, Port
 from planner.goals import Objective, Terms
@@ -170,8 +173,6 @@ def test_a_combiner_that_has_to_be_used_is_used():
 
 def enriched(seed: int) -> tuple[PlanRequest, Catalogue]:
     """A random world in which many extensions judge themselves, and two combiners."""
-    import random
-
     rng = random.Random(seed)
     request, catalogue = world(rng)
     cards = []
@@ -206,3 +207,12 @@ def test_composites_of_random_catalogues_can_be_run_and_keep_the_terms(seed):
     scores = [p.score for p in found.plans]
     assert scores == sorted(scores)
     assert len({p.id for p in found.plans}) == len(found.plans)
+
+
+def test_helpers_that_two_ways_wire_differently_leave_no_idle_step():
+    # Card 3 needs 2 in both drafts, but 2 is fed by 1 in one of them and by 0 in the other.
+    here = Draft({2: [("in0", ((0, 0),))], 0: [("in0", ((-1, 0),))]})
+    there = Draft({3: [("in0", ((2, 0),))], 2: [("in0", ((1, 0),))], 1: [("in0", ((-1, 0),))]})
+    assert here.adopt(there, 3) == {3}
+    assert sorted(here.inputs) == [0, 2, 3]
+    assert here.order() == [0, 2, 3]
