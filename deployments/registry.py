@@ -10,7 +10,7 @@ import asyncio
 import logging
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -221,7 +221,7 @@ def start_catalogue(database_url: str) -> None:
 class CatalogueFollower:
     """Keeps a snapshot of the catalogue current in this process."""
 
-    def __init__(self, client: RegistryClient, changed: Callable[[Catalogue], None] = lambda catalogue: None) -> None:
+    def __init__(self, client: RegistryClient, changed: Callable[[Catalogue], Awaitable[None]]) -> None:
         self._client = client
         self._changed = changed
         self._task: asyncio.Task[None] | None = None
@@ -230,7 +230,7 @@ class CatalogueFollower:
 
     async def start(self) -> None:
         """Fetches the catalogue, then follows it until `stop`. Raises ClusterDown when the first fetch fails."""
-        self._take(await self._client.since(-1, 0.0))
+        await self._take(await self._client.since(-1, 0.0))
         self._task = asyncio.get_running_loop().create_task(self._follow(), name="catalogue-follower")
 
     def ready(self) -> bool:
@@ -241,18 +241,20 @@ class CatalogueFollower:
         pause_s = 0.1
         while True:
             try:
-                self._take(await self._client.since(self.catalogue.epoch, WATCH_S, self._id))
+                await self._take(await self._client.since(self.catalogue.epoch, WATCH_S, self._id))
                 pause_s = 0.1
             except ClusterDown as error:  # the last snapshot goes on serving meanwhile
                 _log.warning("%s Trying again in %.1f s.", error.message, pause_s)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2.0, pause_s * 2)
 
-    def _take(self, changes: Sequence[Change]) -> None:
+    async def _take(self, changes: Sequence[Change]) -> None:
+        catalogue = self.catalogue
         for change in changes:
-            self.catalogue = self.catalogue.apply(change)
+            catalogue = catalogue.apply(change)
         if changes:
-            self._changed(self.catalogue)
+            await self._changed(catalogue)
+            self.catalogue = catalogue  # only now: `followed` tells others that requests are planned on it
 
     async def stop(self) -> None:
         """Ends the following."""

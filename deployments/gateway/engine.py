@@ -23,6 +23,7 @@ from planner.dispatch import Dispatcher
 from planner.errors import BadInput, BadRequest, DeadlineExceeded, NoPlan, NotFound, near
 from planner.features import Array, Feature, Port, Rows, check_rows, datatype_of, is_a
 from planner.goals import Goal, Objective, Terms
+from planner.index import index_of
 from planner.intent import Analyser, Encoder, TfidfEncoder
 from planner.plan_cache import PlanCache
 from planner.plans import PlanRequest, PlanSet
@@ -68,8 +69,9 @@ class Engine:
         """The snapshot that requests are planned on."""
         return self._catalogue
 
-    def follow(self, catalogue: Catalogue) -> None:
-        """Takes a new snapshot; requests under way keep theirs."""
+    async def follow(self, catalogue: Catalogue) -> None:
+        """Takes a new snapshot, compiled on a thread first; requests under way keep theirs."""
+        await asyncio.to_thread(index_of, catalogue)
         self._catalogue = catalogue
         self._analyser = None
         self._batchers.keep_only(frozenset(catalogue.cards))

@@ -60,7 +60,7 @@ WORK = {"exact@1": doubling(2.0, 0.75), "rough@1": doubling(2.125, 0.5), "words@
 def infer(**request: Any) -> InferAnswer:
     async def scenario() -> InferAnswer:
         engine = Engine(LocalCalls({ExtensionId(id_): work for id_, work in WORK.items()}))
-        engine.follow(Catalogue.of(CARDS, GOALS))
+        await engine.follow(Catalogue.of(CARDS, GOALS))
         return await engine.infer(InferRequest(**request))
 
     return asyncio.run(scenario())
@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused_with_a_typed_error(
 def test_explaining_plans_without_running_anything() -> None:
     async def scenario() -> None:
         engine = Engine(LocalCalls({}))
-        engine.follow(Catalogue.of(CARDS, GOALS))
+        await engine.follow(Catalogue.of(CARDS, GOALS))
         told = await engine.explain(InferRequest(inputs={}, model="double"))
         assert told.goal == "double"
         assert told.plans.best.reason
@@ -163,7 +163,7 @@ def test_live_traffic_shows_in_the_profiles() -> None:
     async def scenario() -> None:
         engine = Engine(LocalCalls({ExtensionId(id_): work for id_, work in WORK.items()}))
         slow = CARDS[0].but(profile=LatencyProfile(500.0))
-        engine.follow(Catalogue.of([slow], GOALS[:1]))
+        await engine.follow(Catalogue.of([slow], GOALS[:1]))
         for _ in range(40):
             await engine.infer(InferRequest(model="double", inputs=X))
         changed = engine.changed_profiles()
