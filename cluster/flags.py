@@ -21,6 +21,8 @@ RAY_FLAGS = {
     # Without tokens, whoever reaches a replica's port can have it unpickle what they like.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray runs workers at nice 15; the gateway and the replicas are what the machine is there for.
+    "RAY_worker_niceness": "0",
     # The head would wait 30 s for detached actors to leave a node that they cannot leave; `fenix down` drains first.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # Ray's own metrics cost each process a thread and a report every 10 s; the gateway keeps the ones we show.
