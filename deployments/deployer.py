@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 from deployments.applications import Installation, Report, delete, refuse, start
-from deployments.loading import describe
+from deployments.loading import describe, pin
 from deployments.measure import load_validation, measure_all, measure_latency
 from deployments.registry import RegistryClient
 from deployments.serve_calls import ServeCalls
@@ -44,12 +44,7 @@ async def _deploy(
 ) -> tuple[Card, ...]:
     registry = RegistryClient()
     catalogue = await registry.catalogue()
-    cards = [
-        source
-        if isinstance(source, Card)
-        else describe(source, mlflow_uri=installation.mlflow_uri, cache_dir=installation.cache_dir)
-        for source in sources
-    ]
+    cards = [_card(source, installation) for source in sources]
     for card in cards:
         _check_new(card, catalogue)
     validation = {goal.name: load_validation(goal) for goal in goals if goal.validation}
@@ -74,6 +69,14 @@ async def _deploy(
     await registry.followed(epoch)
     report(f"registered {len(measured)} extensions and {len(goals)} goals (epoch {epoch})")
     return tuple(measured)
+
+
+def _card(source: Card | str, installation: Installation) -> Card:
+    """The card to deploy; its source names the same thing for ever."""
+    mlflow_uri, cache_dir = installation.mlflow_uri, installation.cache_dir
+    if isinstance(source, str):
+        return describe(source, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
+    return source.but(source=pin(source.source, mlflow_uri=mlflow_uri, cache_dir=cache_dir))
 
 
 async def _remove(extensions: Sequence[str], goals: Sequence[str], report: Report) -> None:

@@ -4,7 +4,7 @@
 |---|---|
 | `module:attribute` | a class or a decorated function that can be imported |
 | `file:<path>#<sha256>:attribute` | the same in a single file, which must still have that digest |
-| `models:/name@alias`, `models:/name/3` | a model version in MLflow |
+| `models:/name@alias`, `models:/name/3`, `models:/name/3#<sha256>` | a model version in MLflow; `#` pins its files |
 | `http://host:port/v2/models/m[/versions/v]`, `grpc://host:port/m[/v]` | a model of another Open Inference server |
 """
 
@@ -16,6 +16,7 @@ import inspect
 import sys
 import types
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,19 @@ _FILE = "file:"
 def describe(
     source: str, options: Mapping[str, Any] | None = None, *, mlflow_uri: str = "", cache_dir: str | Path = ""
 ) -> Card:
-    """The card that the author of `source` wrote, with a `source` that stays the same thing (an alias becomes a
-    number, a file gets its digest). Raises what `load` raises."""
-    return _make(pin(source, mlflow_uri=mlflow_uri), options or {}, mlflow_uri, Path(cache_dir)).card()
+    """The card that the author of `source` wrote, with a `source` that stays the same thing (see `pin`). Raises what
+    `load` raises."""
+    pinned = pin(source, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
+    return _make(pinned, options or {}, mlflow_uri, Path(cache_dir)).card()
 
 
 def load(card: Card, *, mlflow_uri: str = "", cache_dir: str | Path = "") -> Extension:
     """The extension of a card: constructed, not set up yet. The operator's word in the card counts.
 
-    `cache_dir` keeps model versions that were fetched; only they need it. Raises BadCard for a source that cannot be
-    found or options that do not fit, ArtifactRefused for code or a model that is not what the card says or cannot be
-    loaded safely, ModelNotFound, StoreUnavailable, ExtensionUnavailable (a remote server), ExtensionRaised (its own
-    code).
+    `cache_dir` keeps model versions that were fetched; only they need it. A pinned version that is in there is loaded
+    without asking the registry and without importing MLflow. Raises BadCard for a source that cannot be found or
+    options that do not fit, ArtifactRefused for code or a model that is not what the card says or cannot be loaded
+    safely, ModelNotFound, StoreUnavailable, ExtensionUnavailable (a remote server), ExtensionRaised (its own code).
     """
     made = _make(card.source, card.options, mlflow_uri, Path(cache_dir))
     _check_ports(made, card)
@@ -52,13 +54,18 @@ def load(card: Card, *, mlflow_uri: str = "", cache_dir: str | Path = "") -> Ext
     return made
 
 
-def pin(source: str, *, mlflow_uri: str = "") -> str:
-    """`source` such that it names the same thing for ever: `models:/name@alias` becomes `models:/name/3`, and
-    `file:path:attribute` gets the file's digest."""
+def pin(source: str, *, mlflow_uri: str = "", cache_dir: str | Path = "") -> str:
+    """`source` such that it names the same thing for ever: `models:/name@alias` becomes `models:/name/3#<sha256>`,
+    which is then in `cache_dir`, and `file:path:attribute` gets the file's digest. What is pinned stays as it is."""
     if source.startswith(_MODELS):
-        from lineage.models import ModelRegistry
+        from lineage.models import ModelRegistry, pinned
 
-        return ModelRegistry(mlflow_uri, Path()).resolve(source).uri
+        if pinned(source) is not None:
+            return source
+        registry = ModelRegistry(mlflow_uri, Path(cache_dir))
+        version = registry.resolve(source)
+        # A version that Fenix did not make has no digest in the registry: it gets the one of what is there now.
+        return replace(version, digest=registry.fetch(version).name).pinned_uri
     if source.startswith(_FILE) and "#" not in source:
         path, _, attribute = source.removeprefix(_FILE).rpartition(":")
         if not Path(path).is_file():
@@ -71,8 +78,6 @@ def _make(source: str, options: Mapping[str, Any], mlflow_uri: str, cache_dir: P
     if source.startswith(_MODELS):
         from deployments.kinds.mlflow import find_model, model_name
 
-        if cache_dir == Path():
-            raise ValueError("a model version needs a cache_dir to be fetched into")
         kind, version, folder = find_model(source, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
         made = _construct(kind, {**options, "folder": str(folder)}, source)
         made.name = made.name if "name" in made.__dict__ else model_name(version)

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -39,9 +39,11 @@ _MLFLOW_SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
-
 _DIGEST = re.compile("[0-9a-f]{64}")
+_URI = re.compile(
+    r"models:/(?P<name>[^/@]+)"
+    rf"(?:/(?P<version>\d+)(?:#(?P<digest>{_DIGEST.pattern}))?|@(?P<alias>[^/@]+))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,17 @@ class ModelVersion:
     def uri(self) -> str:
         """`models:/name/version`, which names this version for ever; an alias may move."""
         return f"models:/{self.name}/{self.version}"
+
+    @property
+    def pinned_uri(self) -> str:
+        """`models:/name/version#digest`, which names its content as well: found again without asking the registry."""
+        return f"{self.uri}#{self.digest}"
+
+
+def pinned(uri: str) -> ModelVersion | None:
+    """What `models:/name/3#<sha256>` names, from the address alone; None for one that leaves the content open."""
+    match = _URI.fullmatch(uri)
+    return ModelVersion(match["name"], match["version"], match["digest"]) if match and match["digest"] else None
 
 
 def describe_folder(folder: Path, loader: Mapping[str, Any]) -> None:
@@ -98,6 +111,8 @@ class ModelRegistry:
     def __init__(self, uri: str, cache_dir: Path, *, artifact_root: Path | None = None) -> None:
         if not uri:  # MLflow would take the process-wide one, or make a database in the working directory
             raise StoreUnavailable("no model registry is set.", hint="Say where MLflow is, or start one: `fenix up`.")
+        if cache_dir == Path():
+            raise ValueError("cache_dir is empty: versions would be fetched into the working directory")
         self.uri = uri
         self._cache_dir = cache_dir
         self._artifact_root = artifact_root
@@ -145,7 +160,10 @@ class ModelRegistry:
         return self.resolve(f"models:/{name}/{made.version}")
 
     def resolve(self, uri: str) -> ModelVersion:
-        """The version that `models:/name/3` or, at this moment, `models:/name@alias` names. Raises ModelNotFound."""
+        """The version that `models:/name/3` or, at this moment, `models:/name@alias` names.
+
+        Raises ModelNotFound; ArtifactRefused for a `models:/name/3#<sha256>` that has another digest in the registry.
+        """
         match = _URI.fullmatch(uri)
         if match is None:
             raise ModelNotFound(
@@ -157,7 +175,10 @@ class ModelRegistry:
                 version = str(self._client.get_model_version_by_alias(name, alias).version)
             # By number even after the alias led here: only this answer carries all aliases.
             entity = self._client.get_model_version(name, version)
-        return _version(entity, tuple(entity.aliases))
+        found = _version(entity, tuple(entity.aliases))
+        if match["digest"] and found.digest not in ("", match["digest"]):
+            raise _not_the_same(found, found.digest, match["digest"])
+        return replace(found, digest=match["digest"] or found.digest)
 
     def versions(self, name: str) -> tuple[ModelVersion, ...]:
         """All versions of a model, oldest first; empty when there is none."""
@@ -177,9 +198,10 @@ class ModelRegistry:
             self._client.set_registered_model_alias(version.name, alias, version.version)
 
     def fetch(self, version: ModelVersion) -> Path:
-        """A local folder with the version's artifacts: read-only by agreement, shared by all who fetch the same.
+        """A local folder with the version's artifacts, named by their digest: read-only by agreement, shared by all.
 
-        Raises ArtifactRefused when they are not what was registered.
+        With a digest that was fetched before it needs no registry. Raises ArtifactRefused when the artifacts are not
+        what was registered.
         """
         if version.digest and not _DIGEST.fullmatch(version.digest):
             raise ArtifactRefused(f"the digest of {version.uri} is not a SHA-256.", hint="Register the model again.")
@@ -191,15 +213,11 @@ class ModelRegistry:
         self._cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._cache_dir) as parent:
             folder = Path(parent) / "model"
-            with self._asking(f"fetching {version.uri}"):
+            with self._asking(f"fetching {version.uri}", missing=lambda: self._near(version.name)):
                 self._download(version, folder)
             digest = hash_folder(folder)
             if version.digest and digest != version.digest:
-                raise ArtifactRefused(
-                    f"the artifacts of {version.uri} are not the ones that were registered "
-                    f"(digest {digest[:12]}, not {version.digest[:12]}).",
-                    hint="Restore them, or register the model again.",
-                )
+                raise _not_the_same(version, digest, version.digest)
             kept = self._cache_dir / digest
             try:
                 folder.rename(kept)
@@ -308,6 +326,14 @@ def _version(entity: Any, aliases: tuple[str, ...]) -> ModelVersion:
         tags,
         entity.run_id or "",
         entity.creation_timestamp,
+    )
+
+
+def _not_the_same(version: ModelVersion, digest: str, expected: str) -> ArtifactRefused:
+    return ArtifactRefused(
+        f"the artifacts of {version.uri} are not the ones that were registered "
+        f"(digest {digest[:12]}, not {expected[:12]}).",
+        hint="Restore them, or register the model again and deploy that version.",
     )
 
 

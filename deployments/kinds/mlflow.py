@@ -22,7 +22,7 @@ from deployments.extension import Extension, Result
 from deployments.kinds.saved import SavedExtension
 from deployments.kinds.sklearn import SklearnExtension, estimate, feature_matrix, load_skops
 from deployments.kinds.torch import TorchExtension
-from lineage.models import ModelRegistry, ModelVersion, read_descriptor
+from lineage.models import ModelRegistry, ModelVersion, pinned, read_descriptor
 from planner.cards import Kind
 from planner.errors import ArtifactRefused, BadCard, near
 from planner.features import DATATYPES, Array, Feature, Port
@@ -43,10 +43,11 @@ _DATATYPES = {np.dtype(dtype).name: name for name, dtype in DATATYPES.items()} |
 def find_model(source: str, *, mlflow_uri: str, cache_dir: Path) -> tuple[type[Extension], ModelVersion, Path]:
     """The kind of extension that a model version is, the version, and the local folder to make the extension from.
 
+    A pinned version that was fetched before needs no registry, so replicas start while it is down.
     Raises ModelNotFound, StoreUnavailable, ArtifactRefused.
     """
     registry = ModelRegistry(mlflow_uri, cache_dir)
-    version = registry.resolve(source)
+    version = pinned(source) or registry.resolve(source)
     folder = registry.fetch(version)
     descriptor = read_descriptor(folder)
     if descriptor is None:

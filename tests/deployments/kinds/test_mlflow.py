@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,10 @@ from deployments.extension import execute
 from deployments.kinds.mlflow import MlflowExtension
 from deployments.kinds.sklearn import save_sklearn
 from deployments.kinds.torch import save_torch
-from deployments.loading import describe, load
-from lineage.models import ModelRegistry, describe_folder
+from deployments.loading import describe, load, pin
+from lineage.models import ModelRegistry, ModelVersion, describe_folder
 from planner.card_codec import card_to_dict, parse_card
-from planner.errors import ArtifactRefused, BadCard
+from planner.errors import ArtifactRefused, BadCard, StoreUnavailable
 from planner.features import Feature
 from tests.deployments.kinds.test_torch import Net
 from tests.lineage.stores import model_registry
@@ -37,6 +40,8 @@ FRAME = load_iris(as_frame=True).data
 X, Y = load_iris(return_X_y=True)
 IMAGE = {"name": "image", "type": "image", "shape": [4, 4]}
 LABEL = {"name": "label", "type": "label/shape", "datatype": "INT64"}
+FLOWER = {"name": "flower", "type": "flower", "datatype": "FP64", "shape": [4]}
+DEAD = "http://127.0.0.1:9"  # nothing listens there: connections are refused
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def test_a_torch_version_loads_by_alias_and_stays_that_version(
 
     described = describe("models:/read shape@champion", {"threads": 1}, **where)
     assert (described.id, described.kind, described.cost) == ("read-shape@1", "torch", 3.0)
-    assert described.source == "models:/read shape/1"
+    assert described.source == f"models:/read shape/1#{made.digest}"
 
     save_torch("tests.deployments.kinds.test_torch:Net", {"classes": 2}, Net(2), tmp_path / "b", classes=range(2))
     registry.register("read shape", tmp_path / "b", content="other", card=card, alias="champion")
@@ -88,7 +93,7 @@ def test_a_torch_version_loads_by_alias_and_stays_that_version(
 
 def test_a_sklearn_version_holds_to_the_contract(home: Path, registry: ModelRegistry, tmp_path: Path) -> None:
     content = save_sklearn(LogisticRegression(max_iter=500).fit(X, Y), tmp_path / "m")
-    card = {"inputs": [{"name": "flower", "type": "flower", "datatype": "FP64", "shape": [4]}], "outputs": [LABEL]}
+    card = {"inputs": [FLOWER], "outputs": [LABEL]}
     made = registry.register("iris", tmp_path / "m", content=content, card=card)
     loaded = load(
         describe(made.uri, mlflow_uri=registry.uri, cache_dir=home / "cache"),
@@ -99,6 +104,81 @@ def test_a_sklearn_version_holds_to_the_contract(home: Path, registry: ModelRegi
     assert loaded.kind == "sklearn"
     report = check_contract(loaded, np.random.default_rng(0))
     assert report.passed, report.failures
+
+
+@pytest.fixture(scope="module")
+def versions(registry: ModelRegistry, tmp_path_factory: pytest.TempPathFactory) -> list[ModelVersion]:
+    """Two versions of one scikit-learn model, with other weights."""
+    made = []
+    for regularisation in (1.0, 0.1):
+        folder = tmp_path_factory.mktemp("version")
+        content = save_sklearn(LogisticRegression(C=regularisation, max_iter=500).fit(X, Y), folder)
+        made.append(registry.register("pinned", folder, content=content, card={"inputs": [FLOWER], "outputs": [LABEL]}))
+    return made
+
+
+def test_a_replica_starts_from_the_cache_without_mlflow_or_torch(
+    home: Path, registry: ModelRegistry, versions: list[ModelVersion], tmp_path: Path
+) -> None:
+    card = describe(versions[0].uri, mlflow_uri=registry.uri, cache_dir=home / "cache")
+    (tmp_path / "card.json").write_text(json.dumps(card_to_dict(card)))
+    code = f"""
+import json, sys
+from pathlib import Path
+import numpy as np
+from deployments.extension import execute
+from deployments.loading import load
+from planner.card_codec import parse_card
+
+card = parse_card(json.loads(Path({str(tmp_path / "card.json")!r}).read_text()), "store")
+extension = load(card, mlflow_uri={DEAD!r}, cache_dir={str(home / "cache")!r})
+extension.setup()
+execute(extension, extension.samples(3, np.random.default_rng(0)))
+surplus = {{"mlflow", "torch", "fastapi", "ray"}} & set(sys.modules)
+assert not surplus, surplus
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_damaged_copy_is_repaired_or_refused(
+    home: Path, registry: ModelRegistry, versions: list[ModelVersion]
+) -> None:
+    where = {"mlflow_uri": registry.uri, "cache_dir": home / "cache"}
+    card = describe(versions[0].uri, **where)
+    kept = home / "cache" / versions[0].digest / "model.skops"
+    whole = kept.read_bytes()
+    kept.write_bytes(b"damaged")
+    load(card, **where).setup()
+    assert kept.read_bytes() == whole
+    kept.write_bytes(b"damaged")
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        load(card, mlflow_uri=DEAD, cache_dir=home / "cache")
+
+
+def test_a_version_that_is_not_what_was_deployed_is_refused(
+    home: Path, registry: ModelRegistry, versions: list[ModelVersion], tmp_path: Path
+) -> None:
+    card = describe(versions[0].uri, mlflow_uri=registry.uri, cache_dir=home / "cache")
+    swapped = card.but(source=f"{versions[0].uri}#{versions[1].digest}")
+    with pytest.raises(ArtifactRefused, match="not the ones that were registered"):
+        load(swapped, mlflow_uri=registry.uri, cache_dir=tmp_path / "another-machine")
+    with pytest.raises(ArtifactRefused, match="not the ones that were registered"):
+        registry.resolve(swapped.source)
+    assert registry.resolve(card.source) == versions[0]
+
+
+def test_an_alias_names_the_same_card_until_it_moves(
+    home: Path, registry: ModelRegistry, versions: list[ModelVersion]
+) -> None:
+    where = {"mlflow_uri": registry.uri, "cache_dir": home / "cache"}
+    registry.set_alias(versions[0], "followed")
+    first = describe("models:/pinned@followed", **where)
+    assert describe("models:/pinned@followed", **where) == first
+    assert pin(first.source, mlflow_uri=DEAD, cache_dir=home / "cache") == first.source
+    registry.set_alias(versions[1], "followed")
+    assert describe("models:/pinned@followed", **where).source == versions[1].pinned_uri
+    registry.set_alias(versions[0], "followed")
+    assert describe("models:/pinned@followed", **where) == first
 
 
 def test_options_that_the_kind_does_not_have_are_explained(home: Path, registry: ModelRegistry, tmp_path: Path) -> None:
@@ -147,7 +227,9 @@ def test_a_model_that_mlflow_logged_is_fetched_and_loads(
     client.create_model_version("logged", f"models:/{logged.model_id}", model_id=logged.model_id)
 
     where = {"mlflow_uri": registry.uri, "cache_dir": home / "cache"}
-    loaded = load(describe("models:/logged/1", {"types": {"input": "flower"}}, **where), **where)
+    described = describe("models:/logged/1", {"types": {"input": "flower"}}, **where)
+    assert described == describe("models:/logged/1", {"types": {"input": "flower"}}, **where)
+    loaded = load(described, mlflow_uri=DEAD, cache_dir=home / "cache")
     loaded.setup()
     assert loaded.card().inputs[0].feature == Feature("flower", "FP64", (4,))
     assert (execute(loaded, {"input": X})["output"].values == Y).mean() > 0.9
