@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,10 +57,8 @@ def save_sklearn(estimator: Any, folder: Path, *, features: Sequence[str] | None
     Returns the content hash of what was fitted. Raises ArtifactRefused when it holds types that could not be loaded
     again (functions and classes of your own: put them into an extension before or after it).
     """
-    import skops.io
-
     check_saving_folder(folder)
-    skops.io.dump(estimator, folder / _FILE)
+    _skops().dump(estimator, folder / _FILE)
     load_skops(folder / _FILE)
     describe_folder(folder, {"format": SklearnExtension.format, "features": list(features) if features else None})
     return hash_skops(folder / _FILE)
@@ -71,17 +70,16 @@ def load_skops(path: Path) -> Any:
     Beyond what skops itself trusts, only *classes* of scikit-learn, numpy and scipy pass: some functions in there
     run code or open files, and a FunctionTransformer would call them on what a client sends.
     """
-    import skops.io
-
+    skops = _skops()
     try:
-        asked = skops.io.get_untrusted_types(file=path)
+        asked = skops.get_untrusted_types(file=path)
         refused = [name for name in asked if not _trusted(name)]
         if refused:
             raise ArtifactRefused(
                 f"{path.name} holds {', '.join(refused[:5])}, which may run code.",
                 hint="Only classes of scikit-learn, numpy and scipy are loaded; put your own code into an extension.",
             )
-        return skops.io.load(path, trusted=asked)
+        return skops.load(path, trusted=asked)
     except ArtifactRefused:
         raise
     except Exception as error:  # skops raises whatever its nodes stumble over
@@ -139,6 +137,24 @@ def estimate(estimator: Any, matrix: Any, ports: Sequence[Port]) -> Result:
     dense = np.asarray(made.toarray() if hasattr(made, "toarray") else made)
     shape = ports[0].feature.shape
     return dense.reshape(len(dense), *shape) if -1 not in shape and dense.ndim != len(shape) + 1 else dense
+
+
+def _skops() -> Any:
+    """`skops.io`, kept from importing torch, which costs a replica 1.4 s of processor time and 200 MiB.
+
+    At its import skops looks through all packages of scikit-learn for estimators to trust. One of them, without any
+    estimator, adapts scikit-learn to torch and imports it; the search passes over a package that cannot be imported.
+    """
+    adapter = "sklearn.externals.array_api_compat.torch"
+    hidden = "skops.io" not in sys.modules and adapter not in sys.modules
+    if hidden:
+        sys.modules[adapter] = None  # type: ignore[assignment]  # which is how Python marks what cannot be imported
+    try:
+        import skops.io
+    finally:
+        if hidden:
+            sys.modules.pop(adapter, None)
+    return skops.io
 
 
 def _readable(values: Array) -> Array:
