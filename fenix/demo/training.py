@@ -213,16 +213,21 @@ def _log(one: Fitted, registry: ModelRegistry) -> ModelVersion:
     def schema(port: Port) -> Schema:
         return Schema([TensorSpec(DATATYPES[port.feature.datatype], (-1, *port.feature.shape), port.name)])
 
+    name = one.recipe.name
     mlflow.set_tracking_uri(registry.uri)
-    made = mlflow.sklearn.log_model(
+    logged = mlflow.sklearn.log_model(
         one.model,
-        name=one.recipe.name,
+        name=name,
         signature=ModelSignature(schema(one.recipe.takes), schema(one.recipe.gives)),
         serialization_format="skops",
         pip_requirements=["scikit-learn"],  # MLflow would find out by starting another Python
-        registered_model_name=one.recipe.name,
     )
-    return registry.resolve(f"models:/{one.recipe.name}/{made.registered_model_version}")
+    # `registered_model_name` above would do the same, but write to the terminal about it.
+    client = mlflow.MlflowClient(registry.uri, registry.uri)
+    if not registry.versions(name):
+        client.create_registered_model(name)
+    made = client.create_model_version(name, logged.model_uri, model_id=logged.model_id, await_creation_for=0)
+    return registry.resolve(f"models:/{name}/{made.version}")
 
 
 def priced_cards(report: Report, *, mlflow_uri: str, cache_dir: str | Path) -> tuple[Card, ...]:
