@@ -8,6 +8,7 @@ FenixError                         500  INTERNAL             (lineage/errors.py)
 │   ├── BadInput                   400                       an input tensor: name, type, shape or value
 │   ├── BadTerms                   400                       terms that are unknown, ill-typed or contradictory
 │   ├── BadCard                    422  FAILED_PRECONDITION  a card, goal or setting that does not validate
+│   │   └── ContractBroken         422                       an extension that does not behave as its card says
 │   ├── WrongMethod                405  UNIMPLEMENTED        the route does not take this HTTP method
 │   └── WrongMedia                 415                       a media type or encoding that is not served
 ├── BodyTooLarge                   413  RESOURCE_EXHAUSTED   over the limit on bytes or rows
