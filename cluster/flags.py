@@ -59,6 +59,9 @@ MLFLOW_FLAGS = {
 }
 
 FIXED = RAY_FLAGS | SERVE_FLAGS | MLFLOW_FLAGS
+# At 0, no other machine joins, and Ray binds to 127.0.0.1 when told to. Otherwise it turns that into the machine's
+# address and opens its ports to the network. Despite the name it works on Linux. Read when Ray is imported.
+OTHERS_JOIN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _OURS_ALONE = ("RAY_", "MLFLOW_", PREFIX)
 
 
@@ -84,10 +87,7 @@ def of(settings: Settings) -> dict[str, str]:
     flags = dict(FIXED)
     flags["RAY_AUTH_TOKEN_PATH"] = str(token_path(settings))
     flags["MLFLOW_TRACKING_URI"] = settings.mlflow.tracking_uri
-    if settings.ray.is_loopback:
-        # Otherwise Ray turns 127.0.0.1 into the machine's address and opens its ports to the network. Despite the
-        # name it works on Linux: it says that no other machine joins.
-        flags["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    flags[OTHERS_JOIN] = "0" if settings.ray.is_loopback else "1"
     return flags
 
 
@@ -102,17 +102,16 @@ def environment(settings: Settings, ambient: Mapping[str, str] = os.environ) -> 
 
 
 def apply(settings: Settings | None = None) -> None:
-    """Sets the flags in this process; without settings only the fixed ones. Call it before Ray is imported.
+    """Sets the flags in this process; without settings those of a cluster on loopback. Before Ray is imported.
 
     Raises ClusterDown if Ray is imported already under other flags, because it would not notice the change.
     """
-    wanted = FIXED | DRIVER_FLAGS
-    late = "ray" in sys.modules and any(os.environ.get(name) != value for name, value in wanted.items())
-    if late:
+    flags = of(settings) if settings else FIXED | {OTHERS_JOIN: "0"}
+    at_import = (*FIXED, OTHERS_JOIN)
+    if "ray" in sys.modules and any(os.environ.get(name) != flags[name] for name in at_import):
         raise ClusterDown(
             "Ray was imported before its flags were set.", hint="Call cluster.flags.apply() before importing ray."
         )
-    stale = [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_")) and name not in FIXED]
-    for name in stale:
+    for name in [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_")) and name not in at_import]:
         del os.environ[name]
-    os.environ.update((of(settings) if settings else FIXED) | DRIVER_FLAGS)
+    os.environ.update(flags)

@@ -32,10 +32,8 @@ def test_import_paths_come_before_the_shells(tmp_path: Path) -> None:
 
 
 def test_ray_stays_on_loopback_unless_the_node_has_a_real_address() -> None:
-    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" in flags.of(load(environment={}))
-    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in flags.of(
-        load(environment={}, overrides={"ray.node_ip": "10.0.0.5"})
-    )
+    assert flags.of(load(environment={}))[flags.OTHERS_JOIN] == "0"
+    assert flags.of(load(environment={}, overrides={"ray.node_ip": "10.0.0.5"}))[flags.OTHERS_JOIN] == "1"
 
 
 def test_the_token_is_made_once_for_the_owner_alone(tmp_path: Path) -> None:
@@ -53,7 +51,17 @@ def test_the_token_is_made_once_for_the_owner_alone(tmp_path: Path) -> None:
 def test_flags_that_come_after_ray_are_refused() -> None:
     code = "import os; os.environ.pop('RAY_AUTH_MODE', None); import ray; from cluster import flags; flags.apply()"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "before importing ray" not in ended.stdout
+    assert "ClusterDown: Ray was imported before its flags were set." in ended.stderr
+
+
+def test_flags_of_loopback_do_for_ray_imported_before_the_settings_are_known(tmp_path: Path) -> None:
+    code = (
+        "import sys; from cluster import flags; flags.apply(); import ray; from cluster.settings import load;"
+        "flags.apply(load(environment={}, overrides={'state_dir': sys.argv[1]})); print('local is fine');"
+        "flags.apply(load(environment={}, overrides={'ray.node_ip': '10.0.0.5'}))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "local is fine"
     assert "ClusterDown: Ray was imported before its flags were set." in ended.stderr
 
 
