@@ -284,6 +284,7 @@ def installation(settings: Settings) -> Installation:
         http_port=settings.http_port,
         grpc_port=settings.grpc_port,
         gateways=limits.replicas,
+        sentence_model=settings.sentence_model,
         limits=Limits(
             max_body_bytes=limits.max_body_mib << 20,
             max_rows=limits.max_rows,

@@ -113,6 +113,10 @@ class Settings(Section):
     import_paths: tuple[Folder, ...] = Field(
         default=(), description="Folders that extensions' own modules are imported from."
     )
+    sentence_model: str = Field(
+        default="",
+        description="A sentence-transformers model, path or name (extra `sentences`); built-in matcher if not set.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="How much the logs say."
     )

@@ -33,6 +33,7 @@ class Installation:
     http_port: int = 8000
     grpc_port: int = 8001
     gateways: int = 1
+    sentence_model: str = ""  # of sentence-transformers; "" is the built-in matcher
     limits: Limits = field(default_factory=Limits)
 
 

@@ -18,6 +18,7 @@ from deployments.gateway.server import serve_grpc, serve_http
 from deployments.registry import CatalogueFollower, RegistryClient
 from deployments.serve_calls import ServeCalls
 from planner.errors import FenixError
+from planner.intent import SentenceEncoder, TfidfEncoder
 
 APPLICATION = "gateway"
 PROFILES_EVERY_S = 5.0
@@ -31,7 +32,9 @@ class Gateway:
     async def __init__(self, installation: Installation) -> None:  # type: ignore[misc]  # Serve awaits it
         registry = RegistryClient()
         self._registry = registry
-        self._engine = Engine(ServeCalls(), ready=lambda: self._follower.ready())
+        model = installation.sentence_model
+        encoder = (lambda: SentenceEncoder(model)) if model else TfidfEncoder
+        self._engine = Engine(ServeCalls(), ready=lambda: self._follower.ready(), encoder=encoder)
         self._follower = CatalogueFollower(registry, self._engine.follow)
         await self._follower.start()
         host, limits = installation.host, installation.limits
