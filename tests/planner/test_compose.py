@@ -81,7 +81,7 @@ def test_a_cascade_is_as_accurate_and_as_cheap_as_the_evidence_says():
     below = next(step.guard.below for step in cascade.steps if step.guard)
     kept = CHEAP.evidence.confidence_rows() >= below
     right = np.where(kept, CHEAP.evidence.correct_rows(), DEAR.evidence.correct_rows()).mean()
-    assert cascade.prediction.accuracy == pytest.approx(right)
+    assert right - 0.003 < cascade.prediction.accuracy < right  # less a little for luck
     assert cascade.prediction.cost == pytest.approx(0.01 + (1 - kept.mean()) * 1.1)
     assert 2 < cascade.prediction.p50_ms < 20 < 31 < cascade.prediction.p99_ms
 

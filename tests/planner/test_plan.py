@@ -221,7 +221,9 @@ def tangle(n_levels=12, width=8):
 
 
 @pytest.mark.parametrize(
-    ("budget", "what"), [(Budget(max_expansions=5), "5 expansions"), (Budget(max_ms=5.0), "time")], ids=["count", "time"]
+    ("budget", "what"),
+    [(Budget(max_expansions=5), "5 expansions"), (Budget(max_ms=5.0), "time")],
+    ids=["count", "time"],
 )
 def test_a_search_that_runs_out_of_budget_gives_its_best_and_says_so(budget, what):
     catalogue, request = tangle()
