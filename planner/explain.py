@@ -14,6 +14,8 @@ from planner.index import Index
 from planner.plans import Plan, PlanRequest, Prediction
 from planner.search import Problem
 
+MOST_NAMED = 4  # extensions of a plan in a sentence
+
 
 def figures(prediction: Prediction) -> str:
     """`97.1 % accuracy at 3.2 ms and cost 1.2`."""
@@ -22,17 +24,26 @@ def figures(prediction: Prediction) -> str:
     )
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
+def percent(share: float, digits: int = 4) -> str:
+    return f"{100 * share:.{max(digits, 4)}g} %"
 
 
-def number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+def number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 
 
 def chain_of(plan: Plan) -> str:
-    """The extensions of a plan in the order in which they run."""
-    return " -> ".join(plan.extensions()) or "nothing to run"
+    """The extensions of a plan in the order in which they run; the middle of a long one is only counted."""
+    names: list[str] = list(plan.extensions())
+    if len(names) > MOST_NAMED + 1:
+        half = MOST_NAMED // 2
+        names[half:-half] = [f"({len(names) - 2 * half} more)"]
+    return " -> ".join(names) or "nothing to run"
+
+
+def listed(facts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(facts[:-1]), facts[-1]] if len(facts) > 1 else facts)
 
 
 def reason(plan: Plan, good: Sequence[Plan], n_found: int, stopped: str) -> str:
@@ -50,23 +61,52 @@ def reason(plan: Plan, good: Sequence[Plan], n_found: int, stopped: str) -> str:
 
 
 def difference(loser: Plan, winner: Plan) -> str:
-    """In what a plan falls behind another, and what one gets for it: `costs 3.1 more for 0.2 points of accuracy`."""
+    """In what a plan falls behind another, and what one gets for it: `costs 3.1 more for 0.2 points of accuracy`.
+
+    Of equals, in what they differ all the same: `scores the same: 2.1 ms slower at p99, 0.08 cheaper`.
+    """
+    if math.isclose(loser.score, winner.score, rel_tol=1e-9, abs_tol=1e-12):
+        return f"scores the same{_apart(loser, winner)}"
     a, b = loser.prediction, winner.prediction
-    points = 100 * (a.accuracy - b.accuracy)
-    worse, better = [], []
-    for amount, more, less in (
-        (a.cost - b.cost, "costs {} more", "{} less cost"),
-        (a.p50_ms - b.p50_ms, "takes {} ms more", "{} ms less"),
-        (-points, "is {} points less accurate", "{} points of accuracy"),
+    worse, better = list[str](), list[str]()
+    for now, then, more, less in (
+        (a.cost, b.cost, "costs {} more", "{} less cost"),
+        (a.p50_ms, b.p50_ms, "takes {} ms more", "{} ms less"),
+        (100 * b.accuracy, 100 * a.accuracy, "is {} points less accurate", "{} points of accuracy"),
     ):
-        if amount > 5e-4:
-            worse.append(more.format(number(amount)))
-        elif amount < -5e-4:
-            better.append(less.format(number(-amount)))
-    gap = loser.score - winner.score
-    if not worse or gap < 1e-12:
-        return f"scores {number(max(gap, 0.0))} worse" if gap > 1e-12 else "scores the same"
-    return " and ".join(worse) + (f" for {' and '.join(better)}" if better else "")
+        if _differ(now, then):
+            (worse if now > then else better).append((more if now > then else less).format(number(abs(now - then))))
+    if not worse:
+        return f"scores {number(loser.score - winner.score)} worse"
+    return listed(worse) + (f" for {listed(better)}" if better else "")
+
+
+def _apart(loser: Plan, winner: Plan) -> str:
+    """In what two plans with the same score differ."""
+    a, b = loser.prediction, winner.prediction
+    late = _differ(a.p99_ms, b.p99_ms)
+    facts = [
+        (up if now > then else down).format(number(abs(now - then)))
+        for now, then, up, down in (
+            (a.p99_ms, b.p99_ms, "{} ms slower at p99", "{} ms faster at p99"),
+            (b.p50_ms if late else a.p50_ms, b.p50_ms, "{} ms slower", "{} ms faster"),
+            (a.cost, b.cost, "{} dearer", "{} cheaper"),
+            (100 * a.accuracy, 100 * b.accuracy, "{} points more accurate", "{} points less accurate"),
+        )
+        if _differ(now, then)
+    ]
+    more = len(loser.steps) - len(winner.steps)
+    if more:
+        facts.append(f"{abs(more)} step{'s' if abs(more) > 1 else ''} {'longer' if more > 0 else 'shorter'}")
+    if facts:
+        return f": {listed(facts)}"
+    others = [id_ for id_ in loser.extensions() if id_ not in winner.extensions()]
+    instead = [id_ for id_ in winner.extensions() if id_ not in loser.extensions()]
+    return f" with {listed(others)} instead of {listed(instead)}" if others and instead else ", wired another way"
+
+
+def _differ(a: float, b: float) -> bool:
+    return not math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-9)
 
 
 def breach(plan: Plan, request: PlanRequest, index: Index) -> str:
@@ -89,7 +129,7 @@ class Term:
     objective: Objective
     lifted: Mapping[str, float]  # the change to Limits that drops it
     amount: Callable[[Prediction], float]  # the smaller the better
-    said: Callable[[float], str]  # an amount in words
+    said: Callable[[float, int], str]  # an amount with so many digits
     breach_of: str
     slow: bool = False  # whether p99 counts instead of p50
 
@@ -104,10 +144,15 @@ class Term:
         return limit is None or self.amount(prediction) <= limit + 1e-9 * abs(limit) + 1e-12
 
     def breach(self, prediction: Prediction, terms: Terms) -> str:
+        amount, limit = self.beside(prediction, terms)
+        return f"{self.breach_of} {amount} {'<' if self.name == 'min_accuracy' else '>'} {limit}"
+
+    def beside(self, prediction: Prediction, terms: Terms) -> tuple[str, str]:
+        """The amount that breaks the limit and the limit, with as many digits as it takes to tell them apart."""
         limit = self.limit(terms)
         assert limit is not None
-        sign = "<" if self.name == "min_accuracy" else ">"
-        return f"{self.breach_of} {self.said(self.amount(prediction))} {sign} {self.said(limit)}"
+        texts = [(self.said(self.amount(prediction), digits), self.said(limit, digits)) for digits in (3, 5, 7, 9)]
+        return next((pair for pair in texts if pair[0] != pair[1]), texts[-1])
 
 
 TERMS = (
@@ -117,7 +162,7 @@ TERMS = (
         Objective(0.0, 1.0, 0.0),
         {"p99_ms": math.inf},
         lambda p: p.p99_ms,
-        lambda ms: f"{number(ms)} ms",
+        lambda ms, digits: f"{number(ms, digits)} ms",
         "misses the deadline: p99",
         slow=True,
     ),
@@ -136,7 +181,7 @@ TERMS = (
         Objective(1.0, 0.0, 0.0),
         {"loss": math.inf},
         lambda p: -p.accuracy,
-        lambda share: percent(-share),
+        lambda share, digits: percent(-share, digits),
         "is not accurate enough:",
     ),
 )
@@ -144,13 +189,12 @@ TERMS = (
 
 def unreachable(term: Term, terms: Terms, best: Plan, others: Sequence[Term] = ()) -> TermsUnmet:
     """The error that names a term, the best value that can be had (within the other terms) and its plan."""
-    limit = getattr(terms, term.name)
-    within = f" within {' and '.join(_asked(other, terms) for other in others)}" if others else ""
-    reached = term.said(term.amount(best.prediction))
+    within = f" within {listed([_asked(other, terms) for other in others])}" if others else ""
+    reached = f"{'a p99 of ' if term.slow else ''}{term.beside(best.prediction, terms)[0]}"
     return TermsUnmet(
-        f"no plan keeps {term.name} {limit:g}{within}: the {term.superlative} reaches {reached} "
-        f"({chain_of(best)}, {figures(best.prediction)}).",
-        hint=f"Loosen {term.name}" + (f" or {' or '.join(o.name for o in others)}" if others else "") + ".",
+        f"no plan keeps {_asked(term, terms)}{within}: the {term.superlative} reaches {reached} "
+        f"({chain_of(best)}; {figures(best.prediction)}).",
+        hint=f"Loosen {' or '.join([term.name, *[other.name for other in others]])}.",
     )
 
 
@@ -162,8 +206,8 @@ def unreachable_together(terms: Terms, asked: Sequence[Term], plans: Sequence[Pl
     if broken is None:
         return TermsUnmet(f"no plan was found within the terms{early}.", hint="Loosen them, or allow more time.")
     return TermsUnmet(
-        f"no plan keeps {' and '.join(_asked(term, terms) for term in asked)} together{early}: the best plan without "
-        f"terms {broken.breach(best.prediction, terms)} ({chain_of(best)}, {figures(best.prediction)}).",
+        f"no plan keeps {listed([_asked(term, terms) for term in asked])} together{early}: the best plan without "
+        f"terms {broken.breach(best.prediction, terms)} ({chain_of(best)}; {figures(best.prediction)}).",
         hint=f"Loosen one of {', '.join(term.name for term in asked)}.",
     )
 

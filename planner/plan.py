@@ -117,8 +117,15 @@ def plan(
     )
 
 
-def _rank(plan: Plan) -> tuple[float, float, int, str]:
-    return plan.score, plan.prediction.p99_ms, len(plan.steps), plan.id
+def _rank(plan: Plan) -> tuple[float, float, int, float, str]:
+    """By score; between equals by p99, then fewer steps, then cost."""
+    p = plan.prediction
+    return _about(plan.score), _about(p.p99_ms), len(plan.steps), _about(p.cost), plan.id
+
+
+def _about(value: float) -> float:
+    """To nine digits: sums of the same numbers in another order are equal."""
+    return float(f"{value:.9g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +245,7 @@ class _Planning:
             plan = plans[0]
             return TermsUnmet(
                 f"plans exist, but none may see the tags of the data: {explain.breach(plan, self.request, index)} "
-                f"(best plan without tags: {explain.chain_of(plan)}, {explain.figures(plan.prediction)}).",
+                f"(best plan without tags: {explain.chain_of(plan)}; {explain.figures(plan.prediction)}).",
                 hint="Send the data without the tag, or register an extension that may see it.",
             )
         asked = [term for term in explain.TERMS if getattr(terms, term.name) is not None]
@@ -247,9 +254,11 @@ class _Planning:
             if best is not None and not term.kept(best.prediction, terms):
                 return explain.unreachable(term, terms, best)
         for term in asked:
-            best = self._reached(replace(limits, **term.lifted), term.objective, (), term)
+            others = [other for other in asked if other is not term]
+            known = [p for p in visible if all(other.kept(p.prediction, terms) for other in others)]
+            best = self._reached(replace(limits, **term.lifted), term.objective, known, term)
             if best is not None:
-                return explain.unreachable(term, terms, best, [other for other in asked if other is not term])
+                return explain.unreachable(term, terms, best, others)
         return explain.unreachable_together(terms, asked, visible or plans, stopped)
 
     def _reached(

@@ -137,6 +137,59 @@ def test_losers_say_what_they_cost_and_bring():
     assert reasons["blobs", "clean", "edges", "join"] == "costs 0.35 more and takes 4 ms more for 17 points of accuracy"
 
 
+def test_losers_with_the_same_score_say_in_what_they_differ():
+    slow = CHEAP.but(name="slow", cost=0.03, profile=LatencyProfile(21.0, 0.0, 0.0, 2.0))  # 20 ms for 0.02
+    found = plan(wish("image", "label/digit"), Catalogue.of([slow, CHEAP]), k=1)
+    assert names(found.best) == ["cheap"]
+    assert found.rejected[0].reason == "scores the same: 40 ms slower at p99 and 0.02 cheaper"
+
+
+def test_twins_are_told_apart_by_their_names():
+    found = plan(wish("image", "label/digit"), Catalogue.of([CHEAP, CHEAP.but(name="twin")]))
+    first, second = found.plans
+    assert f"scores the same with {names(second)[0]}@1 instead of {names(first)[0]}@1" in second.reason
+
+
+def test_of_equals_the_steadier_then_the_shorter_then_the_cheaper_plan_is_best():
+    objective = Objective(accuracy=1.0, latency=0.0, cost=0.0)
+    request = wish("a", "c", objective=objective)
+    # 0.9 * 0.7 * 0.7 and 0.7 * 0.7 * 0.9 differ in the last digit.
+    accuracies = {"p": 0.9, "q": 0.7, "r": 0.7}
+
+    def chain(prefix, order, **more):
+        types = ["a", f"{prefix}1", f"{prefix}2", "c"]
+        return [
+            card(f"{prefix}{i}", types[i], types[i + 1], accuracy=accuracies[which], **more)
+            for i, which in enumerate(order)
+        ]
+
+    def best(*cards):
+        return names(plan(request, Catalogue.of(cards)).best)
+
+    for one, other in (("pqr", "rqp"), ("rqp", "pqr")):
+        steady = chain("s", one, p99_ratio=1.5)
+        assert best(*steady, *chain("t", other)) == best(*chain("t", other), *steady) == ["s0", "s1", "s2"]
+        cheap = chain("s", one, cost=0.1)
+        assert best(*cheap, *chain("t", other, cost=0.2)) == ["s0", "s1", "s2"]
+    short = [card("u0", "a", "u1", accuracy=0.9, p50_ms=1.5), card("u1", "u1", "c", accuracy=0.49, p50_ms=1.5)]
+    assert best(*chain("t", "pqr"), *short) == ["u0", "u1"]
+
+
+def test_long_plans_are_named_in_short():
+    links = [card(f"link{i}", f"t{i}", f"t{i + 1}") for i in range(9)]
+    with pytest.raises(TermsUnmet, match=r"\(link0@1 -> link1@1 -> \(5 more\) -> link7@1 -> link8@1; 100 % accuracy"):
+        plan(wish("t0", "t9", terms=Terms(deadline_ms=1.0)), Catalogue.of(links))
+
+
+def test_a_term_that_is_missed_by_little_is_told_with_all_digits_that_matter():
+    with pytest.raises(TermsUnmet, match=r"no plan keeps max_cost 0.04999: the cheapest reaches 0.05 \("):
+        plan(wish("image", "label/digit", terms=Terms(max_cost=0.04999)), DIGITS)
+    with pytest.raises(TermsUnmet, match=r"no plan keeps deadline_ms 1.99999: the fastest reaches a p99 of 2 ms \("):
+        plan(wish("image", "label/digit", terms=Terms(deadline_ms=1.99999)), DIGITS)
+    found = plan(wish("image", "label/digit", terms=Terms(max_cost=0.39999), objective=PRECISE), DIGITS)
+    assert "costs too much: 0.4 > 0.39999" in [r.reason for r in found.rejected]
+
+
 def test_losers_say_which_term_they_miss():
     terms = Terms(deadline_ms=30.0, tags=frozenset({"pii"}))
     blind = CHEAP.but(may_see=frozenset())
@@ -151,15 +204,15 @@ def test_losers_say_which_term_they_miss():
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        (Terms(deadline_ms=1.0), r"no plan keeps deadline_ms 1: the fastest reaches 2 ms \(cheap@1, "),
-        (Terms(max_cost=0.01), r"no plan keeps max_cost 0.01: the cheapest reaches 0.05 \(cheap@1, "),
+        (Terms(deadline_ms=1.0), r"no plan keeps deadline_ms 1: the fastest reaches a p99 of 2 ms \(cheap@1; "),
+        (Terms(max_cost=0.01), r"no plan keeps max_cost 0.01: the cheapest reaches 0.05 \(cheap@1; "),
         (
             Terms(min_accuracy=0.9999),
-            r"no plan keeps min_accuracy 0.9999: the most accurate reaches 99.9 % \(clean@1 -> dear@1, ",
+            r"no plan keeps min_accuracy 0.9999: the most accurate reaches 99.9 % \(clean@1 -> dear@1; ",
         ),
         (
             Terms(min_accuracy=0.9, deadline_ms=9.0),
-            r"no plan keeps deadline_ms 9 within min_accuracy 0.9: the fastest reaches 10 ms \(clean@1 -> ",
+            r"no plan keeps deadline_ms 9 within min_accuracy 0.9: the fastest reaches a p99 of 10 ms \(clean@1 -> ",
         ),
     ],
 )
