@@ -7,7 +7,6 @@ from planner.catalogue import Catalogue, Change
 from planner.errors import NotFound
 from planner.features import Feature, Port
 
-
 ANY = ChainRule()
 
 
