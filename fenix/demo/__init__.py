@@ -1,7 +1,8 @@
 """The demo: a network of small models on real data, and the story that `make demo` tells with it.
 
-data.py      handwritten digits, wines, tumours: train, validation and held-out parts
+data.py      handwritten digits, also as scans, wines, tumours: train, validation and held-out parts
 digits.py    the functions and rules of the digits network
+scans.py     finds the digit on a scan
 tables.py    the functions of the tabular networks
 network.py   the torch module
 fitting.py   fits the models

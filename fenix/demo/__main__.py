@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,21 +27,19 @@ from lineage.errors import FenixError
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
-    from fenix.client import Client
 
 SILENCE_S = 2.2
-GATEWAY_FOLLOWS_S = 10.0
 PIPE_WIDTH = 120  # characters, where there is no terminal that says its width
 
 
 class Voice(Console):
-    """The console of the demo. `report` prints a line of progress; after `SILENCE_S` without output it says that the
-    last of them still goes on."""
+    """The console of the demo. `report` prints a line of progress, `doing` only keeps it in mind; after `SILENCE_S`
+    without output the last of either is said again."""
 
     def __init__(self) -> None:
         super().__init__(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
         self._started_s = self._spoke_s = time.monotonic()
-        self._doing = "starting"
+        self._task = "starting"
         self._ended = threading.Event()
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -49,8 +48,12 @@ class Voice(Console):
 
     def report(self, text: str) -> None:
         """One line of progress, with the seconds since the start."""
-        self._doing = text.strip()
+        self.doing(text)
         self._line(text)
+
+    def doing(self, text: str) -> None:
+        """What goes on now; said when it lasts."""
+        self._task = text.strip()
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
@@ -66,7 +69,7 @@ class Voice(Console):
     def _watch(self) -> None:
         while not self._ended.wait(0.1):
             if time.monotonic() - self._spoke_s > SILENCE_S:
-                self._line(f"... {self._doing[:60]}")
+                self._line(f"... {self._task}")
 
     def _line(self, text: str) -> None:
         line = Text.assemble((f"{time.monotonic() - self._started_s:6.1f} s  ", "dim"), text)
@@ -85,8 +88,20 @@ def main() -> int:
         voice.print("Interrupted; everything is stopped.")
         return 130
     except FenixError as error:
-        voice.print(Text.assemble(("Error: ", "bold red"), explain(error)))
-        return 1
+        voice.print(Text.assemble(("Error: ", "bold red"), explain(error)), soft_wrap=True)
+    except Exception as error:
+        voice.print(Text.assemble(("Error: ", "bold red"), unexpected(error)), soft_wrap=True)
+    return 1
+
+
+def unexpected(error: Exception) -> str:
+    """An error that nobody foresaw, in one line: what it is, and the last place in this package where it passed."""
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if "demo" in Path(frame.filename).parts]
+    where = f" at {Path(places[-1].filename).name}:{places[-1].lineno}" if places else ""
+    said = " ".join(str(error).split())[:300]
+    return (
+        f"{type(error).__name__}{where}: {said}. Everything is stopped; this is a defect of the demo, please report it."
+    )
 
 
 def _demo(folder: Path, voice: Voice) -> int:
@@ -94,7 +109,9 @@ def _demo(folder: Path, voice: Voice) -> int:
     from cluster import lifecycle
     from fenix.demo import training
 
-    fitted = training.fit_all(voice.report)
+    voice.doing("fitting the models")
+    fitted = training.fit_all(voice.doing)
+    voice.report(f"fitted {len(fitted)} models")
     settings = lifecycle.private_settings(folder)
     running = lifecycle.up(settings, voice.report)
     try:
@@ -120,34 +137,27 @@ def _deployed(settings: Settings, fitted: Any, voice: Voice) -> bool:
     installation = lifecycle.installation(settings)
     registry = ModelRegistry(installation.mlflow_uri, Path(installation.cache_dir))
     voice.report("registering the models in MLflow")
-    training.register_all(fitted, registry, voice.report)
-    cards = training.priced_cards(voice.report, mlflow_uri=registry.uri, cache_dir=installation.cache_dir)
+    training.register_all(fitted, registry, voice.doing)
+    voice.report("measuring what a row costs")
+    cards = training.priced_cards(voice.doing, mlflow_uri=registry.uri, cache_dir=installation.cache_dir)
     with_data = {task.goal.name: task for task in tasks()}
     goals = [task.validated(settings.state_dir / "validation") for task in with_data.values()]
+    voice.report(f"deploying {len(cards)} extensions and {len(goals)} goals")
     with lifecycle.connected(settings):
-        deployer.deploy(cards, goals, installation, voice.report)
+        deployer.deploy(cards, goals, installation, voice.doing)
+    voice.report("everything runs, keeps its contract and is measured")
     with Client(settings.http_url) as client:
-        _wait_for_goals(client, set(with_data))
-        costs = {card.name: card.cost for card in cards}
-        story = Storyteller(client, voice, voice.report, with_data, costs)
+        story = Storyteller(client, voice, voice.doing, with_data)
+        story.network()
         story.requests()
+        story.cascade(settings.http_url)
         story.terms()
         story.sentences()
-        story.cascade()
         holds = story.totals(settings.http_url)
     voice.print()
     if not holds:
         voice.print("read-digit answered fewer held-out digits rightly than its best single model.", style="bold red")
     return holds
-
-
-def _wait_for_goals(client: Client, names: set[str]) -> None:
-    """Until the gateway has heard of the deployment. Raises FenixError when it does not."""
-    until_s = time.monotonic() + GATEWAY_FOLLOWS_S
-    while not names <= {goal["name"] for goal in client.goals()}:
-        if time.monotonic() > until_s:
-            raise FenixError("the gateway does not follow the catalogue.", hint="Run the demo again.")
-        time.sleep(0.05)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

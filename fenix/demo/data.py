@@ -1,7 +1,10 @@
 """The demo's data, which come inside scikit-learn: handwritten digits, wines and breast tumours, split once.
 
-Models are fitted on the train part, the planner's estimates come from the validation part, and every figure the demo
-reports comes from the held-out part, which nothing before that has seen.
+How the parts are made: 28 % of the rows are drawn at random, with the classes in their proportions, and held out; of
+the rest as many again are drawn for validation; the others are for training. The draw depends on `SEED` and the labels
+alone, so a digit and its scan are always in the same part. Models are fitted on the train part; estimates, thresholds
+and every choice of a method or a number rest on the validation part; the held-out part is only reported on. The seed
+is not chosen either: the claims of the demo are tested on others, too.
 """
 
 from __future__ import annotations
@@ -16,8 +19,13 @@ import numpy.typing as npt
 
 from planner.features import Array
 
-SEED = 2
+SEED = 0
 _SHARE = 0.28  # of the rows, for the validation part and again for the held-out part
+
+GREYS = 16  # of a digit: 0 is paper, 16 is ink
+SCAN_SIDE = 32
+_DIGIT_SIDE = (20.0, 28.0)  # of a digit on a scan: the least and the greatest
+_PAPER, _INK, _NOISE, _SPECKS = (200.0, 240.0), 170.0, 10.0, 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,35 @@ def digits(seed: int = SEED) -> Split:
 
     pixels, labels = load_digits(return_X_y=True)
     return _split(pixels.reshape(-1, 8, 8).astype(np.uint8), labels, seed)
+
+
+def scans(seed: int = SEED) -> Split:
+    """The same digits, in the same parts, as they come out of a scanner: `x` uint8 (n, 32, 32), `y` 0 to 9.
+
+    A scan depends on its digit alone, not on the seed of the split.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return _split(scanned(pixels.reshape(-1, 8, 8), np.random.default_rng(0)), labels, seed)
+
+
+def scanned(images: Array, rng: np.random.Generator) -> Array:
+    """Digits (n, 8, 8) of grey values 0 to 16 on sheets of light, noisy, speckled paper: uint8 (n, 32, 32), 255 white.
+
+    Each is enlarged by a factor of its own and lies where it happens to.
+    """
+    n_rows = len(images)
+    side = rng.uniform(*_DIGIT_SIDE, n_rows)
+    corner = rng.uniform(1.0, SCAN_SIDE - 1.0 - side, (2, n_rows))
+    places = np.arange(SCAN_SIDE) + 0.5
+    row, column = np.floor((places - corner[..., None]) * (8 / side[:, None])).astype(int).clip(-1, 8)
+    bordered = np.pad(images / GREYS, ((0, 0), (1, 1), (1, 1)))
+    ink = bordered[np.arange(n_rows)[:, None, None], row[:, :, None] + 1, column[:, None, :] + 1]
+    sheets = rng.uniform(*_PAPER, (n_rows, 1, 1)) - _INK * ink + rng.normal(0.0, _NOISE, ink.shape)
+    specks = rng.random(ink.shape) < _SPECKS
+    drawn: Array = np.where(specks, rng.uniform(40.0, 120.0, ink.shape), sheets).clip(0, 255).round().astype(np.uint8)
+    return drawn
 
 
 def wines(seed: int = SEED) -> Split:

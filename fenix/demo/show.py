@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -12,15 +13,20 @@ from fenix.output import grid
 from planner.features import Array
 
 _SHADES = " ·░▒▓█"
-_BAR_CHARS = 28
-_REJECTED = 3
+_BAR_CHARS = 24
+_MOST_REJECTED = 3
 
 Step = Mapping[str, Any]  # of a plan, as /v1 has it
 
 
-def digit_picture(image: Array) -> str:
-    """A scanned digit (8, 8) with grey values 0 to 16, two characters a pixel."""
-    return "\n".join("".join(_SHADES[int(v) * (len(_SHADES) - 1) // 16] * 2 for v in row) for row in image)
+def picture(image: Array) -> str:
+    """A digit (8, 8) of grey values 0 to 16, or a scan (32, 32) of grey values 255 to 0, two characters a pixel."""
+    if image.shape[0] == 8:
+        ink: Array = image / 16.0
+    else:  # a quarter of the pixels says as much, and leaves room for what stands beside it
+        ink = (240.0 - image.reshape(16, 2, 16, 2).mean(axis=(1, 3))) / 200.0
+    shades = np.rint(ink.clip(0.0, 1.0) * (len(_SHADES) - 1)).astype(int)
+    return "\n".join("".join(_SHADES[shade] * 2 for shade in row) for row in shades)
 
 
 def name_of(extension: str) -> str:
@@ -33,7 +39,8 @@ def chain(plan: Mapping[str, Any]) -> str:
     levels: dict[int, list[str]] = {}
     depth: dict[int, int] = {-1: 0}
     for step in plan["steps"]:
-        depth[step["id"]] = 1 + max(depth[source] for source in sources_of(step))
+        before = sources_of(step) | ({step["guard"]["step"]} if step["guard"] else set())
+        depth[step["id"]] = 1 + max(depth[source] for source in before)
         mark = "?" if step["guard"] else ""
         levels.setdefault(depth[step["id"]], []).append(name_of(step["extension"]) + mark)
     parts = [names[0] if len(names) == 1 else "{" + ", ".join(names) + "}" for _, names in sorted(levels.items())]
@@ -41,45 +48,44 @@ def chain(plan: Mapping[str, Any]) -> str:
 
 
 def sources_of(step: Step) -> set[int]:
-    """The steps that must have run before this one; -1 is the request itself."""
-    found = {source["step"] for binding in step["inputs"] for source in binding["sources"]}
-    return found | ({step["guard"]["step"]} if step["guard"] else set())
+    """The steps whose results this one takes; -1 is the request itself."""
+    return {source["step"] for binding in step["inputs"] for source in binding["sources"]}
 
 
 def plan_table(plan: Mapping[str, Any], times: Sequence[Mapping[str, Any]]) -> Table:
     """The steps of a plan with what feeds them, and when each of them ran, from `times` (StepTimes by step)."""
-    names = {step["id"]: name_of(step["extension"]) for step in plan["steps"]} | {-1: "the request"}
+    number = {step["id"]: str(n) for n, step in enumerate(plan["steps"], 1)} | {-1: "request"}
     at = {time["step"]: time for time in times}
     whole_ms = max((time["started_ms"] + time["took_ms"] for time in times), default=1.0)
     rows: list[tuple[Any, ...]] = []
     for step in plan["steps"]:
-        after = ", ".join(names[source] for source in sorted(sources_of(step)))
-        if step["guard"]:
-            after += f" (if less sure than {step['guard']['below']:.0%})"
+        after = ", ".join(number[source] for source in sorted(sources_of(step)))
+        guard = step["guard"]
+        if guard:
+            after += f" if {number[guard['step']]} is under {guard['below']:.1%} sure"
         ran = at.get(step["id"])
-        if ran is None:
-            rows.append((names[step["id"]], after, "", "not needed", ""))
-        else:
-            took = f"{ran['took_ms']:.1f} ms"
-            rows.append((names[step["id"]], after, ran["n_rows"], took, _bar(ran, whole_ms)))
-    return grid(("step", "after", "rows", "took", "when"), rows, right=("rows", "took"))
+        took, bar = ("not needed", Text()) if ran is None else (f"{ran['took_ms']:.1f} ms", _bar(ran, whole_ms))
+        rows.append((number[step["id"]], name_of(step["extension"]), after, took, bar))
+    return grid(("", "step", "after", "took", "when"), rows, right=("took",))
 
 
 def prediction(plan: Mapping[str, Any]) -> str:
     """What a plan promises, in one line."""
     promised = plan["prediction"]
-    return (
-        f"{promised['accuracy']:.1%} right, {promised['p50_ms']:.1f} ms (p99 {promised['p99_ms']:.1f} ms), "
-        f"{promised['cost'] * 1e3:.1f} µs of CPU a row"
-    )
+    return f"{promised['accuracy']:.1%} right, {promised['p50_ms']:.1f} ms, {micros(promised['cost'])} µs of CPU a row"
 
 
-def losers(explanation: Mapping[str, Any]) -> Iterable[str]:
-    """The plans that were found and not taken, one line each: the runners-up first."""
-    for plan in explanation["others"][:_REJECTED]:
-        yield f"{chain(plan)}: {prediction(plan)}"
-    for rejected in explanation["rejected"][:_REJECTED]:
-        yield f"{chain(rejected['plan'])}: {rejected['reason']}"
+def micros(cost_ms: float) -> str:
+    """CPU milliseconds as microseconds: with a decimal below 10, without above."""
+    return f"{cost_ms * 1e3:.1f}" if cost_ms < 9.95e-3 else f"{cost_ms * 1e3:.0f}"
+
+
+def losers(explanation: Mapping[str, Any]) -> Iterator[str]:
+    """The nearest of the plans that were found and not taken, one line each: why, and what they are."""
+    found = [(plan["reason"].rpartition("beside the best, it ")[2], plan) for plan in explanation["others"]]
+    found += [(rejected["reason"], rejected["plan"]) for rejected in explanation["rejected"]]
+    for reason, plan in found[:_MOST_REJECTED]:
+        yield f"{reason}: {chain(plan)}"
 
 
 def _bar(ran: Mapping[str, Any], whole_ms: float) -> Text:

@@ -20,12 +20,12 @@ from deployments.extension import Extension, execute
 from deployments.kinds.sklearn import save_sklearn
 from deployments.kinds.torch import save_torch
 from deployments.loading import describe, load
-from fenix.demo import data, digits, fitting, tables
+from fenix.demo import data, digits, fitting, scans, tables
 from fenix.demo.data import SEED, Part
 from fenix.demo.network import DigitNetwork
 from lineage.models import ModelRegistry, ModelVersion
 from planner.card_codec import card_to_dict
-from planner.cards import Card
+from planner.cards import Accuracy, Card
 from planner.features import DATATYPES, Array, Port
 
 ALIAS = "champion"
@@ -34,10 +34,10 @@ FUNCTIONS = (
     digits.normalise,
     digits.stroke_features,
     digits.read_network,
-    digits.read_trees,
     digits.read_strokes,
     digits.fuse_scores,
     digits.parity,
+    scans.LocateDigit,
     tables.wine_vote,
 )
 Report = Callable[[str], None]
@@ -98,12 +98,12 @@ RECIPES = (
         fitting.fit_kernel,
     ),
     Recipe(
-        "quick-digit",
-        "Reads a digit from its pixels with one small matrix: the cheapest way.",
+        "glance-digit",
+        "Reads a digit at a glance, by the mean image of each: the cheapest way.",
         _PIXELS,
         Port("digit", digits.DIGIT),
         "pixels",
-        fitting.fit_linear,
+        fitting.fit_means,
     ),
     Recipe(
         "wine-linear",
@@ -166,12 +166,15 @@ class Fitted:
 
 
 def train_parts(seed: int = SEED) -> dict[str, Part]:
-    """The train rows as the models take them."""
-    scans = data.digits(seed).train
-    pixels = _array(digits.normalise.function(scans.x))
+    """The train rows as the models take them. Readers of digits see each digit twice: as it is, and as it was found
+    on its scan."""
+    images = data.digits(seed).train
+    located = scans.LocateDigit().infer(scan=data.scans(seed).train.x)
+    pixels = _array(digits.normalise.function(np.concatenate([images.x, located])))
+    labels = np.tile(images.y, 2)
     return {
-        "pixels": Part(pixels, scans.y),
-        "strokes": Part(_array(digits.stroke_features.function(pixels)), scans.y),
+        "pixels": Part(pixels, labels),
+        "strokes": Part(_array(digits.stroke_features.function(pixels)), labels),
         "wines": data.wines(seed).train,
         "tumours": data.tumours(seed).train,
     }
@@ -235,15 +238,37 @@ def priced_cards(report: Report, *, mlflow_uri: str, cache_dir: str | Path) -> t
     sources: list[tuple[str, dict[str, Any]]] = [(f"{f.__module__}:{f.__qualname__}", {}) for f in FUNCTIONS]
     sources += [(f"models:/{recipe.name}@{ALIAS}", recipe.options()) for recipe in RECIPES]
     descriptions = {recipe.name: recipe.description for recipe in RECIPES}
-    cards = []
+    extensions, cards = {}, []
     for source, options in sources:
         card = describe(source, options, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
-        extension = load(card, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
+        report(f"measuring what a row costs {card.id}")
+        extension = extensions[card.name] = load(card, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
         extension.setup()
-        cost = cost_per_row(extension)
-        cards.append(card.but(cost=cost, description=descriptions.get(card.name, card.description)))
-        report(f"{card.id} costs {cost * 1e3:.2g} CPU microseconds a row")
-    return tuple(cards)
+        cards.append(card.but(description=descriptions.get(card.name, card.description)))
+    return tuple(measured(cards, extensions))
+
+
+def measured(cards: Sequence[Card], extensions: Mapping[str, Extension], seed: int = SEED) -> list[Card]:
+    """The cards with the cost of their extensions (by name, set up), and with what finding a digit costs in accuracy.
+
+    Deploying measures the accuracy of what ends a goal; `locate-digit` ends none.
+    """
+    found = found_again(extensions["digit-network"], seed)
+    priced = [card.but(cost=cost_per_row(extensions[card.name])) for card in cards]
+    return [card.but(accuracy=found) if card.name == scans.LocateDigit.name else card for card in priced]
+
+
+def found_again(reader: Extension, seed: int = SEED) -> Accuracy:
+    """How many validation digits `reader` reads rightly as they were found on their scans, for each that it reads
+    rightly as it is."""
+    images, sheets = data.digits(seed).validation, data.scans(seed).validation
+
+    def right(x: Array) -> float:
+        scores = execute(reader, {"pixels": _array(digits.normalise.function(x))})["scores"].values
+        return float((scores.argmax(axis=1) == images.y).mean())
+
+    share = right(scans.LocateDigit().infer(scan=sheets.x)) / right(images.x)
+    return Accuracy(min(1.0, share), len(images))
 
 
 def cost_per_row(extension: Extension, n_tries: int = 7) -> float:

@@ -71,18 +71,18 @@ def fit_network(folder: Path, seed: int = SEED) -> Network:
         (place / DESCRIPTOR).write_text(json.dumps({**described, "card": fitted.recipe.card()}))
         kind = {"torch": TorchExtension, "sklearn": SklearnExtension}[described["loader"]["format"]]
         made.append(kind(folder=str(place)))
-    cards, extensions = [], {}
     for extension in made:
         extension.setup()
-        card = extension.card().but(cost=training.cost_per_row(extension), profile=_profile(extension))
-        cards.append(card)
-        extensions[card.id] = extension
+    by_name = {extension.name: extension for extension in made}
+    cards = training.measured([extension.card() for extension in made], by_name, seed)
+    cards = [card.but(profile=_profile(by_name[card.name], card.cost)) for card in cards]
+    extensions = {card.id: by_name[card.name] for card in cards}
     every = {task.goal.name: task for task in tasks(seed)}
     catalogue = Catalogue.of(cards, [task.validated(folder) for task in every.values()])
     return Network(extensions, asyncio.run(_measured(extensions, catalogue)), every)
 
 
-def _profile(extension: Extension) -> LatencyProfile:
+def _profile(extension: Extension, cost: float) -> LatencyProfile:
     one = extension.samples(1, np.random.default_rng(0))
     execute(extension, one)
     took_s = []
@@ -90,7 +90,7 @@ def _profile(extension: Extension) -> LatencyProfile:
         started_s = time.perf_counter()
         execute(extension, one)
         took_s.append(time.perf_counter() - started_s)
-    return LatencyProfile(HOP_MS + min(took_s) * 1e3, training.cost_per_row(extension))
+    return LatencyProfile(HOP_MS + min(took_s) * 1e3, cost)
 
 
 async def _measured(extensions: Mapping[ExtensionId, Extension], catalogue: Catalogue) -> Catalogue:

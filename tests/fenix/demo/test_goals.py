@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from fenix.demo import digits, tables
+from fenix.demo import training
 from fenix.demo.goals import tasks
+from planner.cards import Card
 from planner.catalogue import Catalogue
 from planner.errors import Unsure
 from planner.intent import Analyser
@@ -12,8 +13,8 @@ SENTENCES = [
     ("read-digit", "Read the handwritten digit in this picture, please."),
     ("read-digit", "What number has been written here?"),
     ("read-digit", "Please recognise this digit accurately."),
-    ("skim-digits", "Sort this pile of scanned digits as cheaply as possible."),
-    ("skim-digits", "bulk reading of digits at low cost"),
+    ("read-scan", "Read this pile of scanned sheets as cheaply as possible."),
+    ("read-scan", "What is written on this sheet of paper?"),
     ("tell-parity", "Is the number in this image even or odd?"),
     ("tell-parity", "is it an odd digit"),
     ("identify-wine", "From which grape was this wine made?"),
@@ -25,8 +26,10 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def analyser() -> Analyser:
-    made = [digits.parity, digits.fuse_scores, digits.read_strokes, digits.stroke_features, tables.wine_vote]
-    return Analyser(Catalogue.of([extension().card() for extension in made], [task.goal for task in tasks()]))
+    cards = [function().card() for function in training.FUNCTIONS]
+    for recipe in training.RECIPES:
+        cards.append(Card(recipe.name, "1", (recipe.takes,), (recipe.gives,), description=recipe.description))
+    return Analyser(Catalogue.of(cards, [task.goal for task in tasks()]))
 
 
 @pytest.mark.parametrize(("goal", "sentence"), SENTENCES)

@@ -8,10 +8,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
-pytestmark = pytest.mark.cluster
+from fenix.demo import show
+from fenix.demo.__main__ import unexpected
+
+cluster = pytest.mark.cluster
 
 
 @pytest.fixture
@@ -40,6 +44,7 @@ def _processes_of(folder: Path) -> list[str]:
     return found
 
 
+@cluster
 @pytest.mark.timeout(400)
 def test_the_demo_tells_its_story_and_leaves_nothing_behind(folder: Path, say: Callable[[str], None]) -> None:
     lines = []
@@ -51,12 +56,26 @@ def test_the_demo_tells_its_story_and_leaves_nothing_behind(folder: Path, say: C
                 say(line.rstrip()[:100])
     text = "".join(lines)
     assert demo.returncode == 0, text[-3000:]
-    for said in ("Requests", "Terms", "Sentences", "A cascade", "All held-out rows", "why ", "not taken", "asked back"):
+    for said in ("The network", "Requests", "Terms", "Sentences", "A cascade", "All held-out rows", "not taken"):
         assert said in text
+    assert "Accuracy per cost: +" in text
+    assert "locate-digit → normalise → glance-digit" in text
+    assert not [line for line in lines if len(line.rstrip("\n")) > 120]
+    assert not [line for line in lines if "WARNING" in line or " INFO " in line or "Traceback" in line]
     assert not _processes_of(folder)
     assert not list(folder.glob("fenix-demo-*"))
 
 
+def test_an_error_that_nobody_foresaw_is_one_line_that_says_what_and_where() -> None:
+    try:
+        show.picture(np.zeros((3, 3)))
+    except ValueError as error:
+        said = unexpected(error)
+    assert said.startswith("ValueError at show.py:")
+    assert "\n" not in said
+
+
+@cluster
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_stops_what_it_started(folder: Path, number: signal.Signals) -> None:

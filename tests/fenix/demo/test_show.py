@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fenix.demo import show
-from fenix.demo.story import needed_for, price_of_error, worth
-from planner.goals import Objective
+from fenix.demo import data, show
+from fenix.demo.story import labels_of, needed_for, worth
 
 
 def _step(id_: int, extension: str, *after: int, guard: tuple[int, float] | None = None) -> dict[str, Any]:
@@ -39,8 +38,10 @@ def test_a_fork_is_written_with_braces_and_a_guarded_step_with_a_question_mark()
 
 def test_the_table_of_a_plan_shows_where_steps_come_from_and_that_branches_overlap() -> None:
     times = [_times(0, 0, 10), _times(1, 10, 10), _times(2, 10, 20), _times(3, 30, 10)]
-    lines = {line.split()[0]: line for line in _text(show.plan_table(FORK, times)).splitlines() if line.strip()}
-    assert "left, right" in lines["join"]
+    lines = {
+        words[1]: line for line in _text(show.plan_table(FORK, times)).splitlines() if len(words := line.split()) > 3
+    }
+    assert lines["join"].split()[:5] == ["4", "join", "2,", "3", "10.0"]
     assert "20.0 ms" in lines["right"]
     assert lines["left"].index("█") == lines["right"].index("█") == lines["scale"].rindex("█") + 1
     assert lines["join"].index("█") == lines["right"].rindex("█") + 1
@@ -48,18 +49,49 @@ def test_the_table_of_a_plan_shows_where_steps_come_from_and_that_branches_overl
 
 def test_a_step_behind_a_guard_that_no_row_needed_is_shown_as_not_needed() -> None:
     text = _text(show.plan_table(CASCADE, [_times(0, 0, 1), _times(1, 1, 1)]))
-    (line,) = [line for line in text.splitlines() if line.startswith("dear")]
-    assert "if less sure than 90%" in line
+    (line,) = [line for line in text.splitlines() if "dear" in line]
+    assert "1 if 2 is under 90.0% sure" in line
     assert "not needed" in line
+
+
+def test_the_table_of_a_plan_fits_beside_the_picture_of_a_scan() -> None:
+    names = [f"extension-{i}@1" for i in range(4)]
+    steps = [_step(0, names[0], -1), _step(1, names[1], 0)]
+    steps += [_step(2, names[2], 0, guard=(1, 0.99)), _step(3, names[3], 1, 2, guard=(1, 0.99))]
+    table = _text(show.plan_table({"steps": steps}, [_times(i, i, 1) for i in range(4)]))
+    assert max(len(line) for line in table.splitlines()) + 32 + 3 <= 120
 
 
 def test_a_picture_has_a_line_per_row_and_is_darkest_where_the_scan_is() -> None:
     image = np.zeros((8, 8), dtype=np.uint8)
     image[2, 3] = 16
-    lines = show.digit_picture(image).splitlines()
+    lines = show.picture(image).splitlines()
     assert [len(line) for line in lines] == [16] * 8
     assert lines[2][6:8] == "██"
     assert set("".join(lines)) == {" ", "█"}
+
+
+def test_the_picture_of_a_scan_is_half_as_large_and_shows_ink_on_paper() -> None:
+    lines = show.picture(data.scans().held_out.x[0]).splitlines()
+    assert [len(line) for line in lines] == [32] * 16
+    light = sum(line.count(" ") + line.count("·") for line in lines)
+    assert light > 16 * 32 / 2
+    assert "▓" in "".join(lines)
+
+
+def test_plans_that_lost_are_a_line_each_with_the_reason_first() -> None:
+    others = [{**FORK, "reason": "97 % accuracy at 3 ms and cost 1: beside the best, it costs 3 more"}]
+    rejected = [{"plan": CASCADE, "reason": "misses the deadline"}] * 4
+    assert list(show.losers({"others": others, "rejected": rejected})) == [
+        "costs 3 more: scale → {left, right} → join",
+        "misses the deadline: scale → cheap → dear?",
+        "misses the deadline: scale → cheap → dear?",
+    ]
+
+
+@pytest.mark.parametrize(("cost_ms", "said"), [(0.00026, "0.3"), (0.0121, "12"), (0.00994, "9.9"), (0.00996, "10")])
+def test_costs_have_no_more_digits_than_they_deserve(cost_ms: float, said: str) -> None:
+    assert show.micros(cost_ms) == said
 
 
 def test_the_part_of_a_plan_that_leads_to_a_step_leaves_out_the_rest_and_its_guards() -> None:
@@ -70,8 +102,10 @@ def test_the_part_of_a_plan_that_leads_to_a_step_leaves_out_the_rest_and_its_gua
     assert len(needed_for(3, fork)) == 4
 
 
-def test_right_answers_per_cpu_second_count_what_wrong_ones_cost() -> None:
-    assert price_of_error(Objective(accuracy=1.0, cost=2.0)) == 0.5
-    assert worth(accuracy=1.0, cost=0.5, price=100.0) == 2_000.0
-    assert worth(accuracy=0.5, cost=0.5, price=1.0) == pytest.approx(500.0)
-    assert worth(accuracy=0.9, cost=0.0, price=1.0) < worth(accuracy=0.99, cost=0.02, price=1.0)
+def test_scores_count_as_the_label_that_they_speak_for() -> None:
+    assert labels_of(np.array([3, 1])).tolist() == [3, 1]
+    assert labels_of(np.array([[0.1, 0.9], [0.8, 0.2]])).tolist() == [1, 0]
+
+
+def test_accuracy_per_cost_is_right_answers_per_cpu_second() -> None:
+    assert worth(accuracy=0.5, cost_ms=0.1) == pytest.approx(5_000.0)
