@@ -8,13 +8,14 @@ in closed form, and only the most promising ones become drafts; the real predict
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from planner.cards import Card
 from planner.drafts import Draft, Giver
-from planner.estimates import Stage, cascade_accuracy, coverage, ensemble_accuracy
+from planner.estimates import Stage, cascade_accuracy, comparable, coverage, ensemble_accuracy
 from planner.index import loss_of, thresholds_of
 from planner.plans import PlanKind
 from planner.search import FROM_REQUEST, GOAL, Entry, Limits, Problem, State
@@ -23,7 +24,7 @@ MOST_SEEDS = 2  # base plans to build around
 MOST_PLACES = 3  # per base plan
 MOST_WAYS = 8  # per place
 MOST_MEMBERS = 5  # of an ensemble
-MOST_PAIRS = 8  # of ways to be worked out as cascades, per place
+MOST_PAIRS = 16  # of ways to be worked out as cascades, per place
 MOST_DRAFTS = 3  # that are predicted in full
 SMALL = 200  # extensions
 
@@ -89,6 +90,7 @@ class _Composer:
         self._index = problem.index
         self._limits = limits
         self._objective = problem.request.objective
+        self._points: dict[tuple[int, int], list[tuple[float, float, float]]] = {}  # of pairs of cards
 
     # Places.
 
@@ -205,45 +207,68 @@ class _Composer:
         return sum(c.loss for c in known), sum(c.p50_ms for c in known), sum(c.cost for c in known)
 
     def cascades(self, place: _Place, beat: float) -> list[_Candidate]:
-        """For each pair of ways, the best threshold, when the first can judge itself and the second is surer."""
+        """For each pair of ways that may be worth it, the best threshold, when the first can judge itself.
+
+        Pairs are worked out in the order of what they can reach at best, which is known better once the first way is,
+        until no other can be among those that are drafted.
+        """
         entries = place.rest.open
         cards = self._some(entries[0][2], place.own)
-        hopes = []
+        ways: dict[int, _Way | None] = {}
+        found: list[_Candidate] = []
+        waiting: list[tuple[float, int, int, bool]] = []  # hope, the two cards, whether the first way is in the hope
+
+        def wait(first: int, second: int, way: _Way | None) -> None:
+            hope = self._hope(place, first, second, beat, way)
+            if hope < beat:
+                heapq.heappush(waiting, (hope, first, second, way is not None))
+
+        def way_of(card: int) -> _Way | None:
+            if card not in ways:
+                ways[card] = self._way(place.rest, entries, card)
+            return ways[card]
+
         for first in self._index.judges.intersection(cards):
             for second in cards:
-                hope = self._hope(place, first, second, beat)
-                if hope < beat:
-                    hopes.append((hope, first, second))
-        hopes.sort()
-        ways: dict[int, _Way | None] = {}
-        found = []
-        for _, *pair in hopes[:MOST_PAIRS]:
-            if self._ended():
+                wait(first, second, None)
+        tried = 0
+        while waiting and tried < MOST_PAIRS and not self._ended():
+            hope, first, second, known = heapq.heappop(waiting)
+            if len(found) >= MOST_DRAFTS and hope >= sorted(c.score for c in found)[MOST_DRAFTS - 1]:
                 break
-            for card in pair:
-                if card not in ways:
-                    ways[card] = self._way(place.rest, entries, card)
-            first_way, second_way = ways[pair[0]], ways[pair[1]]
-            if first_way is not None and second_way is not None:
-                candidate = self._cascade(place, first_way, second_way)
-                if candidate is not None:
-                    found.append(candidate)
+            first_way = way_of(first)
+            if first_way is None:
+                continue
+            if not known:
+                wait(first, second, first_way)
+                continue
+            tried += 1
+            second_way = way_of(second)
+            candidate = None if second_way is None else self._cascade(place, first_way, second_way)
+            if candidate is not None:
+                found.append(candidate)
         return found
 
-    def _hope(self, place: _Place, first: int, second: int, beat: float) -> float:
-        """A score that no cascade of the two cards can undercut here, before anything is known of their helpers."""
+    def _hope(self, place: _Place, first: int, second: int, beat: float, way: _Way | None) -> float:
+        """A score that no cascade of the two cards can undercut here, whatever helpers they need; those of the first
+        are counted once its way is known."""
         problem, rest = self._problem, place.rest
         a, b = problem.card(first), problem.card(second)
-        if first == second or b.loss >= a.loss:
-            return math.inf
+        known = self._index.cards[first], self._index.cards[second]
+        if first == second or (b.loss >= a.loss and comparable(known, confident=1) is None):
+            return math.inf  # without evidence the estimate is such that only a surer one can help
         start_ms = rest.steps[rest.open[0][0]].p50_ms
-        least = self._score(rest.loss, max(rest.p50_ms, start_ms + a.p50_ms), rest.cost + a.cost)
-        if least >= beat:
+        first_ms = start_ms + a.p50_ms if way is None else way.p50_ms
+        first_cost = rest.cost + (a.cost if way is None else self._sum(way.added)[2])
+        if self._score(rest.loss, max(rest.p50_ms, first_ms), first_cost) >= beat:
             return math.inf
         best = math.inf
-        for _, kept, accuracy in _points(self._index.cards[first], self._index.cards[second], 1.0, 1.0):
-            p50_ms = max(rest.p50_ms, start_ms + a.p50_ms + (1.0 - kept**problem.request.n_rows) * b.p50_ms)
-            cost = rest.cost + a.cost + (1.0 - kept) * b.cost
+        pair = first, second
+        if pair not in self._points:
+            self._points[pair] = list(_points(*known, 1.0, 1.0))
+        for _, kept, accuracy in self._points[pair]:
+            p50_ms = max(rest.p50_ms, first_ms + (1.0 - kept**problem.request.n_rows) * b.p50_ms)
+            cost = first_cost + (1.0 - kept) * b.cost
             best = min(best, self._score(rest.loss + loss_of(accuracy), p50_ms, cost))
         return best
 

@@ -128,7 +128,7 @@ def shares_of_rows(steps: Sequence[Step], cards: Mapping[ExtensionId, Card]) -> 
             judges.append((cards[before.extension], guard.below))
             guard = before.guard
         judges.reverse()
-        evidence = _comparable([card for card, _ in judges], confident=len(judges)) if judges else None
+        evidence = comparable([card for card, _ in judges], confident=len(judges)) if judges else None
         if evidence is not None:
             shares[step.id] = 1.0 - sum(kept for kept, _ in _kept(evidence, tuple([below for _, below in judges])))
         else:
@@ -141,7 +141,7 @@ def coverage(card: Card, below: float) -> tuple[float, float]:
 
     From the evidence where there is any, else from the next stricter point of `card.thresholds`; (0, 1) beyond them.
     """
-    evidence = _comparable([card], confident=1)
+    evidence = comparable([card], confident=1)
     if evidence is not None:
         kept, right = _kept(evidence, (below,))[0]
         return kept, right / kept if kept else 1.0
@@ -160,7 +160,7 @@ def cascade_accuracy(stages: Sequence[Stage]) -> float:
     rest is taken to fall on the rows that it gets, so b - c(1 - a) are right, and never fewer than the c*a of the
     first stage.
     """
-    evidence = _comparable([stage.card for stage in stages], confident=len(stages) - 1)
+    evidence = comparable([stage.card for stage in stages], confident=len(stages) - 1)
     if evidence is not None:
         belows = tuple([stage.below for stage in stages])
         kept = _kept(evidence, belows)
@@ -182,14 +182,14 @@ def ensemble_accuracy(members: Sequence[Card], others: Sequence[float]) -> float
     of one member (the leader model of Boland, Proschan and Tong 1989, Journal of Applied Probability 26) and the rest
     independently (Condorcet).
     """
-    evidence = _comparable(members, confident=0)
+    evidence = comparable(members, confident=0)
     if evidence is not None:
         return _vote(evidence, tuple([card.accuracy.mean for card in members])) * min(others)
     right = [card.accuracy.mean * other for card, other in zip(members, others, strict=True)]
     return VOTE_CORRELATION * sum(right) / len(right) + (1.0 - VOTE_CORRELATION) * majority(right)
 
 
-def _comparable(cards: Sequence[Card], confident: int) -> tuple[Evidence, ...] | None:
+def comparable(cards: Sequence[Card], confident: int) -> tuple[Evidence, ...] | None:
     """The evidence of the cards; None unless all is from one data set and the first `confident` give confidences."""
     found: list[Evidence] = []
     for i, card in enumerate(cards):

@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import numpy as np
@@ -5,14 +6,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planner.cards import Card, Evidence, LatencyProfile, Threshold
+from planner.cards import Accuracy, Card, Evidence, LatencyProfile, Threshold
 from planner.catalogue import Catalogue
 from planner.drafts import Draft
 from planner.errors import NoPlan, TermsUnmet
+from planner.estimates import predict
 from planner.features import Feature, Port
 from planner.goals import Objective, Terms
+from planner.index import thresholds_of
 from planner.plan import plan
-from planner.plans import Plan, PlanRequest
+from planner.plans import REQUEST, Binding, Guard, Plan, PlanRequest, Source, Step, StepId
 from planner.search import Budget
 from tests.planner.exhaustive import check
 from tests.planner.worlds import card, port, wish, world
@@ -102,6 +105,64 @@ def test_the_author_s_threshold_is_the_one_that_is_used():
     own = CHEAP.but(confidence_threshold=0.9)
     cascade = of_kind("cascade", wish("image", "label", objective=PRECISE), CLEAN, own, DEAR, LABEL)
     assert {step.guard.below for step in cascade.steps if step.guard} == {0.9}
+
+
+def readers(seed: int) -> list[tuple[Card, Card | None]]:
+    """Six classifiers, most with a helper of their own that is as dear as themselves."""
+    rng = random.Random(seed)
+    found: list[tuple[Card, Card | None]] = []
+    for i in range(6):
+        accuracy = rng.uniform(0.85, 0.99)
+        cost = rng.uniform(0.5, 2.0) * (accuracy - 0.84) ** 2 * 50
+        helper = None if rng.random() < 0.3 else card(f"helper{i}", "image", f"image/h{i}", p50_ms=1, cost=cost)
+        own = cost if helper is None else 0.01
+        reader = measured(f"reader{i}", f"image/h{i}" if helper else "image", accuracy, seed * 10 + i, cost=own)
+        found.append((reader, helper))
+    return found
+
+
+def best_cascade(made: list[tuple[Card, Card | None]], objective: Objective) -> float:
+    """The best score of all pairs and thresholds."""
+    known = {c.id: c for pair in made for c in pair if c is not None}
+    scores = []
+    for (first, helps_first), (second, helps_second) in itertools.permutations(made, 2):
+        for below in thresholds_of(first):
+            steps: list[Step] = []
+            for one, helper in ((first, helps_first), (second, helps_second)):
+                guard = Guard(steps[-1].id, below) if one is second else None
+                source = Source(REQUEST, "in0")
+                if helper is not None:
+                    steps.append(Step(StepId(len(steps)), helper.id, (Binding("in0", (source,)),), guard=guard))
+                    source = Source(steps[-1].id, "out0")
+                steps.append(Step(StepId(len(steps)), one.id, (Binding("in0", (source,)),), guard=guard))
+            first_id = next(step.id for step in steps if step.extension == first.id)
+            ends = (Binding("out0", (Source(first_id, "out0"), Source(steps[-1].id, "out0"))),)
+            p = predict(steps, ends, known)
+            scores.append(objective.score(p.accuracy, p.p50_ms, p.cost))
+    return min(scores)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_no_pair_of_ways_makes_a_better_cascade(seed):
+    made = readers(seed)
+    objective = Objective(5.0, 1.0, 1.0)
+    catalogue = Catalogue.of([c for pair in made for c in pair if c is not None])
+    best = plan(wish("image", "probs", objective=objective), catalogue).best
+    assert best.score <= best_cascade(made, objective) + 1e-9
+
+
+def test_a_dear_branch_may_be_worse_on_the_whole_if_it_is_better_on_the_unsure_rows():
+    rng = np.random.default_rng(5)
+    sure = np.linspace(0, 1, N_ROWS).astype(np.float16)
+    first, second = (sure > 0.2) | (rng.random(N_ROWS) < 0.5), (sure < 0.4) | (rng.random(N_ROWS) < 0.8)
+    judge = measured("judge", "image", 0.9, seed=1).but(
+        evidence=Evidence.of("digits", first, sure), thresholds=(Threshold(0.2, 0.8, 1.0),)
+    )
+    judge = judge.but(accuracy=Accuracy(float(first.mean()), N_ROWS))
+    other = measured("other", "image", 0.9, seed=2, cost=0.1).but(evidence=Evidence.of("digits", second, sure))
+    other = other.but(accuracy=Accuracy(float(second.mean()), N_ROWS), thresholds=())
+    assert other.accuracy.mean < judge.accuracy.mean
+    assert plan(wish("image", "probs", objective=PRECISE), Catalogue.of([judge, other])).best.kind == "cascade"
 
 
 def test_a_cascade_can_give_the_answer_itself():
