@@ -29,7 +29,7 @@ class BatchLimits:
 
     max_rows: int = 256
     max_waiting_rows: int = 65_536
-    max_in_flight: int = 2
+    max_in_flight: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,9 @@ class Batchers:
     def of(self, card: Card) -> Batcher:
         batcher = self._by_extension.get(card.id)
         if batcher is None:
-            slots = 2 * card.resources.max_replicas  # one call computes while the next one travels
+            # One call under way per replica. A second would hide the way there behind the computing, but it halves
+            # the batches: the chain of three at 128 connections made 2,700 requests a second with one, 1,900 with two.
+            slots = card.resources.max_replicas
             limits = BatchLimits(max_rows=card.resources.max_batch_rows, max_in_flight=slots)
             batcher = self._by_extension[card.id] = Batcher(card.id, self._calls, limits, self._observe)
         return batcher
