@@ -24,7 +24,9 @@ def picture(image: Array) -> str:
     if image.shape[0] == 8:
         ink: Array = image / 16.0
     else:  # a quarter of the pixels says as much, and leaves room for what stands beside it
-        ink = (240.0 - image.reshape(16, 2, 16, 2).mean(axis=(1, 3))) / 200.0
+        grey = image.reshape(16, 2, 16, 2).mean(axis=(1, 3))
+        paper = np.median(grey)
+        ink = (paper - grey) / max(paper - grey.min(), 1.0)
     shades = np.rint(ink.clip(0.0, 1.0) * (len(_SHADES) - 1)).astype(int)
     return "\n".join("".join(_SHADES[shade] * 2 for shade in row) for row in shades)
 
@@ -81,11 +83,19 @@ def micros(cost_ms: float) -> str:
 
 
 def losers(explanation: Mapping[str, Any]) -> Iterator[str]:
-    """The nearest of the plans that were found and not taken, one line each: why, and what they are."""
-    found = [(plan["reason"].rpartition("beside the best, it ")[2], plan) for plan in explanation["others"]]
+    """The nearest of the plans that were found and not taken, one line each: in what they fall behind, or which term
+    they break, and what they are."""
+    found = [(_beside(plan, explanation["chosen"]), plan) for plan in explanation["others"]]
     found += [(rejected["reason"], rejected["plan"]) for rejected in explanation["rejected"]]
     for reason, plan in found[:_MOST_REJECTED]:
         yield f"{reason}: {chain(plan)}"
+
+
+def _beside(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    """What a plan promises more or less than the chosen one."""
+    a, b = plan["prediction"], chosen["prediction"]
+    points, cost, ms = 100 * (a["accuracy"] - b["accuracy"]), a["cost"] - b["cost"], a["p50_ms"] - b["p50_ms"]
+    return f"{points:+.2f} points, {'-' if cost < 0 else '+'}{micros(abs(cost))} µs, {ms:+.1f} ms"
 
 
 def _bar(ran: Mapping[str, Any], whole_ms: float) -> Text:

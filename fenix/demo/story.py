@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from rich.columns import Columns
@@ -40,6 +41,7 @@ REQUESTS = (
     ("read-scan", "What is written on this sheet of paper?"),
     ("screen-tumour", "Does this biopsy look malignant or benign?"),
 )
+FORMS = ("scan", "image", "pixels", "strokes", "scores", "table", "label")  # of types of features, in order
 TERMS: Sequence[Mapping[str, float]] = ({}, {"max_cost": 0.05}, {"max_cost": 0.005}, {"min_accuracy": 0.9999})
 SENTENCES = (
     "Which digit does the image show?",
@@ -84,15 +86,16 @@ class Storyteller:
         """What was deployed, and what is known of it."""
         self.title("The network: each extension a deployment of its own, measured before it got any traffic")
         rows = []
-        for card in sorted(self.client.extensions(), key=lambda card: str(card["inputs"][0]["type"])):
-            takes, gives = (", ".join(str(port["type"]) for port in card[side]) for side in ("inputs", "outputs"))
+        for card in sorted(self.client.extensions(), key=_place):
+            takes = "scores/digit/*" if len(card["inputs"]) > 1 else card["inputs"][0]["type"]
             right = card["accuracy"]
-            measured = f"{right['mean']:.1%} ({right['low']:.1%} to {right['high']:.1%})" if right["n_rows"] else ""
-            profile = f"{card['profile']['fixed_ms'] + card['profile']['per_row_ms']:.1f}"
-            takes = takes if len(card["inputs"]) < 3 else "scores/digit/*"
-            rows.append((card["name"], card["kind"], takes, gives, show.micros(card["cost"]), profile, measured))
-        columns = ("extension", "kind", "takes", "gives", "CPU µs/row", "ms/call", "right, 95 % interval")
+            measured = f"{right['mean']:6.1%} ({right['low']:.1%}-{right['high']:.1%})" if right["n_rows"] else ""
+            ms = f"{card['profile']['fixed_ms'] + card['profile']['per_row_ms']:.1f}"
+            cost = show.micros(card["cost"])
+            rows.append((card["name"], card["kind"], takes, card["outputs"][0]["type"], cost, ms, measured))
+        columns = ("extension", "kind", "takes", "gives", "µs/row", "ms/call", "right (95 % interval)")
         self.console.print(grid(columns, rows, right=columns[4:6]))
+        self.console.print("µs/row: processor time in batches of 64. ms/call: one row, seen from the gateway.")
 
     def requests(self) -> None:
         """A few held-out rows: what was asked, the plan and why, what lost, the answer and the time of each step."""
@@ -114,7 +117,7 @@ class Storyteller:
         (image,) = inputs.values()
         self.console.print(Columns([show.picture(image[0]), table], padding=(0, 3)) if image.ndim == 3 else table)
         self.line("promises", show.prediction(chosen))
-        self.line("why", chosen["reason"])
+        self.line("why", _why(chosen))
         for loser in show.losers(explanation):
             self.line("not taken", loser, style="dim")
         sure = "" if answer.confidence is None else f"{answer.confidence:.0%} sure, "
@@ -142,11 +145,11 @@ class Storyteller:
                 chosen = self.client.plan(READ_DIGIT.name, inputs, terms=terms)["chosen"]
                 self._term(said, show.prediction(chosen), show.chain(chosen))
             except NoPlan as error:
-                self._term(said, "refused", error.message)
+                self._term(said, "refused", error.message.partition(" (")[0])
 
     def _term(self, said: str, outcome: str, detail: str) -> None:
         self.console.print(Text.assemble((f"{said:20}", "bold"), outcome), no_wrap=True, overflow="ellipsis")
-        self.console.print(Text(f"{'':20}{detail}", style="dim"), no_wrap=True, overflow="ellipsis")
+        self.console.print(Text(f"    {detail}", style="dim"), no_wrap=True, overflow="ellipsis")
 
     def sentences(self) -> None:
         """Sentences that reach each goal, and one that is asked back."""
@@ -169,34 +172,32 @@ class Storyteller:
         part = task.split.held_out
         plan = self.client.plan(READ_SCAN.name, _row(task, 0))["chosen"]
         self.line("plan", show.chain(plan))
-        self.line("why", plan["reason"])
+        self.line("why", f"{show.prediction(plan)}: {_why(plan)}")
         ends = [source["step"] for source in plan["outputs"][0]["sources"]]
         if len(ends) != 2:
             self.console.print("No cascade pays on this machine: its parts cost or err too little to differ.")
             return
         costs = {card["id"]: card["cost"] for card in self.client.extensions()}
         steps = {step["id"]: step for step in plan["steps"]}
-        named = [show.name_of(steps[end]["extension"]) for end in ends]
+        branches = [needed_for(end, steps) for end in ends]
         rows = []
-        for end, name in zip(ends, named, strict=True):
-            branch = needed_for(end, steps)
+        for branch, other, end in zip(branches, branches[::-1], ends, strict=True):
+            name = " → ".join(show.name_of(step["extension"]) for step in branch if step not in other)
             accuracy = float((self._run(branch, task)[end] == part.y).mean())
-            rows.append((f"{name} alone", accuracy, sum(costs[step["extension"]] for step in branch)))
+            rows.append((name, accuracy, sum(costs[step["extension"]] for step in branch)))
         score = self.scores[READ_SCAN.name] = asyncio.run(self._measure(url, task))
         cost = sum(costs[steps[id_]["extension"]] * n for id_, n in score.n_rows.items()) / len(part)
-        rows.append(("the cascade", score.accuracy, cost))
-        numbers = ("right", "CPU µs/row", "right answers per CPU second")
-        lines = [(who, f"{a:.2%}", f"{c * 1e3:.1f}", f"{worth(a, c):,.0f}") for who, a, c in rows]
+        (cheap, *of_cheap), (dear, *of_dear), whole = *rows, ("the cascade", score.accuracy, cost)
+        numbers = ("right", "µs of CPU a row", "right answers per CPU second")
+        lines = [
+            (who, f"{a:.2%}", f"{c * 1e3:.1f}", f"{worth(a, c):,.0f}")
+            for who, a, c in ((f"{cheap} alone", *of_cheap), (f"{dear} alone", *of_dear), whole)
+        ]
         self.console.print(grid((f"on {len(part)} held-out scans", *numbers), lines, right=numbers))
-        passed_on = score.n_rows.get(ends[1], 0) / len(part)
-        cheap, dear = (worth(accuracy, cost) for _, accuracy, cost in rows[:2])
-        gained = " and ".join(
-            f"{worth(score.accuracy, cost) / other - 1:+.1%} over {name}"
-            for other, name in zip((cheap, dear), named, strict=True)
-        )
+        over = [f"{worth(score.accuracy, cost) / worth(*of) - 1:+.1%}" for of in (of_cheap, of_dear)]
         self.console.print(
-            f"Accuracy per cost: {gained}. Finding the digit costs most; only the {passed_on:.0%} of the sheets "
-            f"that {named[0]} is unsure of pay for {named[1]}, too."
+            f"Accuracy per cost: {over[0]} over {cheap}, {over[1]} over {dear}. Finding the digit costs most, whoever "
+            f"reads it; and only the {score.n_rows.get(ends[1], 0) / len(part):.0%} that {cheap} is unsure of pay more."
         )
 
     def totals(self, url: str) -> bool:
@@ -210,12 +211,13 @@ class Storyteller:
             score = self.scores.get(name) or asyncio.run(self._measure(url, task))
             latency = (f"{score.p50_ms:.1f}", f"{score.p99_ms:.1f}")
             singles = {single: self._single(task, chain) for single, chain in SINGLES.get(name, {}).items()}
-            alone = ", ".join(f"{single} {accuracy:.2%}" for single, accuracy in singles.items())
+            best = max(singles, key=lambda single: singles[single], default="")
+            alone = f"{singles[best]:.2%} {best}" if best else ""
             rows.append((name, f"{len(task.split.held_out)}", f"{score.accuracy:.2%}", *latency, alone))
             if name == READ_DIGIT.name:
                 holds = score.accuracy >= max(singles.values())
         numbers = ("rows", "right", "p50 ms", "p99 ms")
-        self.console.print(grid(("goal", *numbers, "each model alone"), rows, right=numbers))
+        self.console.print(grid(("goal", *numbers, "the best model alone"), rows, right=numbers))
         return holds
 
     async def _measure(self, url: str, task: Task) -> Score:
@@ -260,6 +262,17 @@ class Storyteller:
 def _row(task: Task, row: int) -> dict[str, Array]:
     """One held-out row by input port."""
     return {name: values[row : row + 1] for name, values in task.inputs(task.split.held_out).items()}
+
+
+def _place(card: Mapping[str, Any]) -> tuple[str, int]:
+    """Where an extension stands: by domain, and there from what is raw to what is known."""
+    form, domain = card["inputs"][0]["type"].split("/")[:2]
+    return domain, FORMS.index(form)
+
+
+def _why(plan: Mapping[str, Any]) -> str:
+    """Why a plan won, without the figures that it promises."""
+    return str(plan["reason"]).partition(": ")[2]
 
 
 def needed_for(end: int, steps: Mapping[int, show.Step]) -> list[show.Step]:

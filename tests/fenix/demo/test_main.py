@@ -75,6 +75,23 @@ def test_an_error_that_nobody_foresaw_is_one_line_that_says_what_and_where() -> 
     assert "\n" not in said
 
 
+def test_an_error_that_nobody_foresaw_ends_the_demo_with_exit_code_1_and_without_a_trace() -> None:
+    broken = """
+import sys
+import fenix.demo.__main__ as demo
+
+def raising(folder, voice):
+    raise ZeroDivisionError("nothing left")
+
+demo._demo = raising
+sys.exit(demo.main())
+"""
+    ended = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "Error: ZeroDivisionError" in ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
 @cluster
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -79,11 +79,15 @@ def test_the_picture_of_a_scan_is_half_as_large_and_shows_ink_on_paper() -> None
     assert "▓" in "".join(lines)
 
 
-def test_plans_that_lost_are_a_line_each_with_the_reason_first() -> None:
-    others = [{**FORK, "reason": "97 % accuracy at 3 ms and cost 1: beside the best, it costs 3 more"}]
+def test_plans_that_lost_are_a_line_each_that_begins_with_what_they_lack() -> None:
+    def promising(accuracy: float, cost: float, p50_ms: float) -> dict[str, Any]:
+        return {**FORK, "prediction": {"accuracy": accuracy, "cost": cost, "p50_ms": p50_ms}}
+
+    others = [promising(0.99, 0.0005, 5.0)]
     rejected = [{"plan": CASCADE, "reason": "misses the deadline"}] * 4
-    assert list(show.losers({"others": others, "rejected": rejected})) == [
-        "costs 3 more: scale → {left, right} → join",
+    explanation = {"chosen": promising(0.97, 0.1005, 3.0), "others": others, "rejected": rejected}
+    assert list(show.losers(explanation)) == [
+        "+2.00 points, -100 µs, +2.0 ms: scale → {left, right} → join",
         "misses the deadline: scale → cheap → dear?",
         "misses the deadline: scale → cheap → dear?",
     ]
