@@ -23,6 +23,9 @@ RAY_FLAGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray runs workers at nice 15; the gateway and the replicas are what the machine is there for.
     "RAY_worker_niceness": "0",
+    # Replicas take no whole CPU, so there are many per CPU. Ray would start as many workers at a time as there are
+    # CPUs, and warn on the terminal of every driver when a node has over 4 times as many.
+    "RAY_worker_maximum_startup_concurrency": str(max(16, os.cpu_count() or 1)),
     # The head would wait 30 s for detached actors to leave a node that they cannot leave; `fenix down` drains first.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # Ray's own metrics cost each process a thread and a report every 10 s; the gateway keeps the ones we show.
