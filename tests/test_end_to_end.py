@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from cluster import lifecycle
@@ -214,6 +215,26 @@ def test_the_catalogue_survives_the_death_of_its_actor(deployed: Settings, http:
     deploy([], [again], lifecycle.installation(deployed), quiet)
     wait_until(lambda: http.get("/v1/goals/double-again").status_code == 200, within_s=10.0)
     assert http.get("/v1/goals/chain").status_code == 200
+
+
+def test_a_killed_gateway_is_back_within_seconds_and_still_knows_everything(deployed: Settings) -> None:
+    def answers() -> bool:
+        try:
+            with httpx.Client(base_url=deployed.http_url, timeout=5.0) as client:
+                return double(client, 5.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    assert answers()
+    (gateway,) = [
+        process
+        for process in psutil.process_iter(["name", "cmdline", "environ"])
+        if "ray::ServeReplica:gateway" in " ".join(process.info["cmdline"] or [])
+        and str(deployed.state_dir) in " ".join((process.info["environ"] or {}).values())
+    ]
+    gateway.kill()
+    gateway.wait(5.0)
+    wait_until(answers, within_s=30.0)
 
 
 def test_an_id_cannot_change_its_meaning(deployed: Settings) -> None:

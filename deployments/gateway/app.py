@@ -81,6 +81,7 @@ def gateway(installation: Installation) -> Any:
             max_constructor_retry_count=3,
             health_check_period_s=5,
             graceful_shutdown_timeout_s=_DRAIN_S + 5,
+            graceful_shutdown_wait_loop_s=0.2,
         )
         .bind(installation)
     )
