@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from planner.errors import NoPlan, TermsUnmet
 from planner.features import Feature, is_a
@@ -127,7 +126,7 @@ class Term:
     name: str  # in Terms
     superlative: str
     objective: Objective
-    lifted: Mapping[str, float]  # the change to Limits that drops it
+    limit_name: str  # in Limits
     amount: Callable[[Prediction], float]  # the smaller the better
     said: Callable[[float, int], str]  # an amount with so many digits
     breach_of: str
@@ -160,7 +159,7 @@ TERMS = (
         "deadline_ms",
         "fastest",
         Objective(0.0, 1.0, 0.0),
-        {"p99_ms": math.inf},
+        "p99_ms",
         lambda p: p.p99_ms,
         lambda ms, digits: f"{number(ms, digits)} ms",
         "misses the deadline: p99",
@@ -170,7 +169,7 @@ TERMS = (
         "max_cost",
         "cheapest",
         Objective(0.0, 0.0, 1.0),
-        {"cost": math.inf},
+        "cost",
         lambda p: p.cost,
         number,
         "costs too much:",
@@ -179,7 +178,7 @@ TERMS = (
         "min_accuracy",
         "most accurate",
         Objective(1.0, 0.0, 0.0),
-        {"loss": math.inf},
+        "loss",
         lambda p: -p.accuracy,
         lambda share, digits: percent(-share, digits),
         "is not accurate enough:",
@@ -187,12 +186,13 @@ TERMS = (
 )
 
 
-def unreachable(term: Term, terms: Terms, best: Plan, others: Sequence[Term] = ()) -> TermsUnmet:
+def unreachable(term: Term, terms: Terms, best: Plan, others: Sequence[Term], proven: bool) -> TermsUnmet:
     """The error that names a term, the best value that can be had (within the other terms) and its plan."""
     within = f" within {listed([_asked(other, terms) for other in others])}" if others else ""
     reached = f"{'a p99 of ' if term.slow else ''}{term.beside(best.prediction, terms)[0]}"
+    which = f"{term.superlative}{'' if proven else ' found'}"
     return TermsUnmet(
-        f"no plan keeps {_asked(term, terms)}{within}: the {term.superlative} reaches {reached} "
+        f"no plan keeps {_asked(term, terms)}{within}: the {which} reaches {reached} "
         f"({chain_of(best)}; {figures(best.prediction)}).",
         hint=f"Loosen {' or '.join([term.name, *[other.name for other in others]])}.",
     )
@@ -201,14 +201,14 @@ def unreachable(term: Term, terms: Terms, best: Plan, others: Sequence[Term] = (
 def unreachable_together(terms: Terms, asked: Sequence[Term], plans: Sequence[Plan], stopped: str) -> TermsUnmet:
     """The error for terms of which each can be kept alone, but not all (or not all but one) at once."""
     best = plans[0]
+    keeps = "was found that keeps" if stopped else "keeps"
     early = f" (the search was not finished: {stopped})" if stopped else ""
-    broken = next((term for term in asked if not term.kept(best.prediction, terms)), None)
-    if broken is None:
-        return TermsUnmet(f"no plan was found within the terms{early}.", hint="Loosen them, or allow more time.")
+    together = f"{listed([_asked(term, terms) for term in asked])}{' together' if len(asked) > 1 else ''}"
+    broken = next((term for term in asked if not term.kept(best.prediction, terms)), asked[0])
     return TermsUnmet(
-        f"no plan keeps {listed([_asked(term, terms) for term in asked])} together{early}: the best plan without "
-        f"terms {broken.breach(best.prediction, terms)} ({chain_of(best)}; {figures(best.prediction)}).",
-        hint=f"Loosen one of {', '.join(term.name for term in asked)}.",
+        f"no plan {keeps} {together}{early}: the best plan without terms {broken.breach(best.prediction, terms)} "
+        f"({chain_of(best)}; {figures(best.prediction)}).",
+        hint=f"Loosen {' or '.join(term.name for term in asked)}.",
     )
 
 
@@ -250,26 +250,12 @@ def _near(problem: Problem, feature: Feature, need: int) -> str:
     lacking = _lacking(problem, need)
     if lacking:
         return lacking
-    shaped = sorted(
-        {str(out) for out in index.outs if is_a(out.type, feature.type) and not feature.accepts(out)}
-        if not index.outs_for(feature)
-        else set()
-    )
-    if shaped:
-        return f"{', '.join(f'`{s}`' for s in shaped[:3])}, where `{feature}` is wanted"
-    types = sorted(index.types() | {port.feature.type for port in problem.request.inputs})
-    last = feature.type.rsplit("/", 1)[-1]
-    kin = [t for t in types if t.rsplit("/", 1)[-1] == last or is_a(feature.type, t)]
-    close = [*get_close_matches(feature.type, _alike(feature.type, types), n=3, cutoff=0.5), *kin]
-    return ", ".join(f"`{t}`" for t in dict.fromkeys(close[:3]))
-
-
-def _alike(type_: str, types: Sequence[str], most: int = 500) -> Sequence[str]:
-    """The types worth a close comparison: in a huge catalogue, those that share most pairs of letters."""
-    if len(types) <= most:
-        return types
-    pairs = {type_[i : i + 2] for i in range(len(type_) - 1)}
-    return sorted(types, key=lambda t: -len(pairs.intersection([t[i : i + 2] for i in range(len(t) - 1)])))[:most]
+    if not index.outs_for(feature):
+        shaped = sorted({str(out) for out in index.outs_of_type(feature.type)})
+        if shaped:
+            return f"{', '.join(f'`{s}`' for s in shaped[:3])}, where `{feature}` is wanted"
+    near = index.types.near(feature.type, [port.feature.type for port in problem.request.inputs])
+    return ", ".join(f"`{type_}`" for type_ in near)
 
 
 def _lacking(problem: Problem, need: int) -> str:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from planner.cards import Card, ChainRule, ExtensionId
 from planner.catalogue import Catalogue
 from planner.features import Feature, Port, shapes_unify
+from planner.nearest import Types
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -167,6 +168,8 @@ class Index:
         for i, out in enumerate(self.outs):
             for prefix in _prefixes(out.type):
                 self._outs_by.setdefault((prefix, out.datatype, len(out.shape)), []).append(i)
+        self._kinds = {(out.datatype, len(out.shape)) for out in self.outs}
+        self.types = Types(out.type for out in self.outs)  # that extensions give
         self._needs_by: dict[_Key, list[int]] = {}
         for i, (feature, _) in enumerate(self.needs):
             self._needs_by.setdefault((feature.type, feature.datatype, len(feature.shape)), []).append(i)
@@ -232,9 +235,9 @@ class Index:
         """The input ports of a card in the order of its needs."""
         return self.combiners.get(card) or self.cards[card].inputs
 
-    def types(self) -> set[str]:
-        """The semantic types that extensions give."""
-        return {out.type for out in self.outs}
+    def outs_of_type(self, type_: str) -> list[Feature]:
+        """What is given of a semantic type, whatever its datatype and rank."""
+        return [self.outs[i] for kind in self._kinds for i in self._outs_by.get((type_, *kind), ())]
 
     def p50_ms(self, n_rows: int, kilo: float) -> Floats:
         """Predicted latency of one call per card."""

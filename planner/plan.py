@@ -20,7 +20,6 @@ from planner.drafts import Draft
 from planner.errors import NoPlan, TermsUnmet
 from planner.estimates import predict, shares_of_rows, step_p50_ms, step_p99_ms
 from planner.features import Feature, Port
-from planner.goals import Objective
 from planner.index import Index, index_of
 from planner.plans import REQUEST, Binding, Plan, PlanKind, PlanRequest, PlanSet, Rejected, Step
 from planner.search import Budget, Limits, Problem, State, search
@@ -29,6 +28,7 @@ __all__ = ["Budget", "plan", "usual_budget"]
 
 MOST_REJECTED = 8
 MOST_FALLBACKS = 3
+EXPLAINING = 2.0  # budgets from the start, within which the search for the best reachable values of terms may begin
 _SMALL = 200  # extensions; below, a search ends by itself and is limited only as a precaution
 _MEDIUM = 5000  # extensions; above, a second set of bounds just to explain the losers would cost too much
 _LARGE = 20_000  # extensions; above, bounds on the terms are computed only where the search needs them
@@ -60,22 +60,24 @@ def plan(
     """
     index = index_of(catalogue)
     started_s = clock()
-    planning = _Planning(index, request, catalogue.cards, budget or usual_budget(len(index.cards)), clock)
-    thorough = len(index.cards) <= _LARGE
+    planning = _Planning.of(index, request, catalogue.cards, budget or usual_budget(len(index.cards)), clock)
+    thorough = planning.thorough
     problem = Problem(index, request, Limits.of(request), thorough=thorough)
-    stop_s = math.inf if planning.budget.max_ms is None else clock() + planning.budget.max_ms / 1e3
+    stop_s = planning.from_now_s(1.0)
     wide = max(k, 3)  # a lone best plan could not say what it beat
     found = search(problem, wide, planning.budget.part(0.5), clock)
     if not found.states and not thorough and problem.limits != Limits():
-        problem.sharpen(search(problem.without_limits(), 1, planning.budget.part(0.2), clock).states)
-        found = search(problem, wide, planning.budget.part(0.5), clock)
+        some = search(problem.without_limits(), 1, planning.budget.part(0.2), clock).states
+        if some:
+            problem.sharpen(some[0])
+            found = search(problem, wide, planning.budget.part(0.5), clock)
     stopped, expanded = found.stopped, found.expanded
     free, states, others = problem, found.states, list[State]()
     relaxed = planning.without_terms(problem, bool(states))
     if relaxed is not None:
         # What would win without the terms: it shows what they cost, and a cascade may bring it within them.
         free = relaxed
-        unbound = search(free, wide, planning.budget.part(0.2 if states else 0.5), clock)
+        unbound = search(free, wide, planning.budget.part(0.2 if states or found.complete else 0.5), clock)
         known = {state.cards() for state in found.states}
         others = [state for state in unbound.states if state.cards() not in known]
         states = [*found.states, *others]
@@ -83,7 +85,7 @@ def plan(
         stopped = stopped or ("" if found.states else unbound.stopped)
     if not states and index.combiners:
         # Perhaps only a combiner gives what is wanted; to the search it is an extension that takes two sources.
-        free = Problem(index, request, Limits(), combiners=True)
+        free = Problem(index, request, Limits(), combiners=True, thorough=thorough)
         joined = search(free, wide, planning.budget.part(0.5), clock)
         states, expanded, stopped = joined.states, expanded + joined.expanded, joined.stopped
     if not states:
@@ -99,7 +101,8 @@ def plan(
     breaches = {p.id: explain.breach(p, request, index) for p in plans}
     good = [p for p in plans if not breaches[p.id]]
     if not good:
-        raise planning.refusal(plans, stopped)
+        good = [planning.saved(problem, plans, stopped)]
+        plans.append(good[0])
     best = good[0]
     rejected = [Rejected(p, breaches[p.id] or explain.difference(p, best)) for p in plans if p not in good[:k]]
     return PlanSet(
@@ -137,12 +140,30 @@ class _Planning:
     cards: Mapping[ExtensionId, Card]
     budget: Budget
     clock: Callable[[], float]
+    thorough: bool  # whether there is time to bound everything
+    explain_until_s: float  # on the clock; later, a refusal says no more than what is known by then
+
+    @classmethod
+    def of(
+        cls,
+        index: Index,
+        request: PlanRequest,
+        cards: Mapping[ExtensionId, Card],
+        budget: Budget,
+        clock: Callable[[], float],
+    ) -> _Planning:
+        until_s = math.inf if budget.max_ms is None else clock() + EXPLAINING * budget.max_ms / 1e3
+        return cls(index, request, cards, budget, clock, len(index.cards) <= _LARGE, until_s)
+
+    def from_now_s(self, share: float) -> float:
+        """When, on the clock, a share of the budget will have ended."""
+        return math.inf if self.budget.max_ms is None else self.clock() + share * self.budget.max_ms / 1e3
 
     def without_terms(self, problem: Problem, found: bool) -> Problem | None:
         """The problem without its terms; None when they do not restrict it, or it is not worth the time to know."""
         tags = self.request.terms.tags
         if tags and (not found or len(self.index.cards) <= _MEDIUM) and self.index.seen(tags) is not None:
-            return Problem(self.index, self.request, Limits(), tags=False)
+            return Problem(self.index, self.request, Limits(), tags=False, thorough=self.thorough)
         return problem.without_limits() if problem.limits != Limits() else None
 
     def kind_of(self, state: State) -> PlanKind:
@@ -236,48 +257,65 @@ class _Planning:
             return True
         return p.accuracy * other.accuracy.mean / own.accuracy.mean >= terms.min_accuracy * (1 - 1e-9)
 
-    def refusal(self, plans: Sequence[Plan], stopped: str) -> TermsUnmet:
-        """The error for a request that has plans, but none within its terms."""
+    def saved(self, problem: Problem, plans: Sequence[Plan], stopped: str) -> Plan:
+        """A plan that keeps the terms after all, met on the way to the best that can be had of each term.
+
+        `problem` is the one with all terms, `plans` are those that were found, each outside some term. Raises
+        TermsUnmet, naming the term that stands in the way, when it meets none.
+        """
         terms, index = self.request.terms, self.index
         visible = [p for p in plans if all(self.cards[id_].sees(terms.tags) for id_ in p.extensions())]
-        limits = Limits.of(self.request)
-        if not visible and not self._reached(Limits(), Objective(), plans):
+        if not visible:
+            visible = self._plans(search(problem.without_limits(), 1, self.budget.part(0.5), self.clock).states)
+        if not visible:
             plan = plans[0]
-            return TermsUnmet(
+            raise TermsUnmet(
                 f"plans exist, but none may see the tags of the data: {explain.breach(plan, self.request, index)} "
                 f"(best plan without tags: {explain.chain_of(plan)}; {explain.figures(plan.prediction)}).",
                 hint="Send the data without the tag, or register an extension that may see it.",
             )
         asked = [term for term in explain.TERMS if getattr(terms, term.name) is not None]
-        for term in asked:
-            best = self._reached(Limits(), term.objective, visible, term)
-            if best is not None and not term.kept(best.prediction, terms):
-                return explain.unreachable(term, terms, best)
-        for term in asked:
-            others = [other for other in asked if other is not term]
-            known = [p for p in visible if all(other.kept(p.prediction, terms) for other in others)]
-            best = self._reached(replace(limits, **term.lifted), term.objective, known, term)
-            if best is not None:
-                return explain.unreachable(term, terms, best, others)
-        return explain.unreachable_together(terms, asked, visible or plans, stopped)
+        for alone in (True, False) if len(asked) > 1 else (True,):
+            for term in asked:
+                others = [] if alone else [other for other in asked if other is not term]
+                best, proven = self._reached(problem, term, others, visible)
+                if best is None:
+                    continue
+                if all(other.kept(best.prediction, terms) for other in asked):
+                    return best
+                if not term.kept(best.prediction, terms):
+                    raise explain.unreachable(term, terms, best, others, proven)
+        raise explain.unreachable_together(terms, asked, visible, stopped)
 
     def _reached(
-        self, limits: Limits, objective: Objective, known: Iterable[Plan], term: explain.Term | None = None
-    ) -> Plan | None:
-        """The plan that is best by one criterion within some limits, or a known one that is even better."""
-        problem = Problem(
-            self.index,
-            replace(self.request, objective=objective),
-            limits,
-            combiners=False,
-            slow=term is not None and term.slow,
-            thorough=len(self.index.cards) <= _LARGE,
-        )
-        states = search(problem, 1, self.budget, self.clock).states
-        plans = [self.finished(Draft.of(state, self.index, self.request), "graph") for state in states[:1]]
-        if term is None:
-            return plans[0] if plans else None
-        return min([*plans, *known], key=lambda p: term.amount(p.prediction), default=None)
+        self, problem: Problem, term: explain.Term, others: Sequence[explain.Term], known: Iterable[Plan]
+    ) -> tuple[Plan | None, bool]:
+        """The plan that is best by one term and keeps some others, if there was time to look for it, and whether it is
+        proven that no plan without cascades is better."""
+        terms, limit = self.request.terms, term.limit_name
+        if self.thorough:
+            if self.clock() > self.explain_until_s:
+                return None, False
+            request = replace(self.request, objective=term.objective)
+            kept = {other.limit_name: getattr(problem.limits, other.limit_name) for other in others}
+            extreme = Problem(self.index, request, Limits(**kept), slow=term.slow)
+        else:
+            toward = None if others else problem.toward(limit)
+            if toward is None:
+                return None, False
+            extreme = toward
+        found = search(extreme, 1, self.budget.part(0.2), self.clock)
+        plans = self._plans(found.states)
+        if found.states and len(self.index.cards) <= _SMALL:
+            stop_s = self.from_now_s(0.2)
+            drafts = composites(extreme, found.states, extreme.limits, lambda: self.clock() >= stop_s)
+            plans += [p for p in (self.finished(*draft) for draft in drafts) if self.serves(p)]
+        plans = [p for p in [*plans, *known] if all(other.kept(p.prediction, terms) for other in others)]
+        best = min(plans, key=lambda p: term.amount(p.prediction), default=None)
+        return best, found.complete and bool(found.states)
+
+    def _plans(self, states: Iterable[State]) -> list[Plan]:
+        return [self.finished(Draft.of(state, self.index, self.request), self.kind_of(state)) for state in states]
 
 
 def _feature(ports: Iterable[Port], name: str) -> Feature:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
@@ -29,6 +29,7 @@ Entry = tuple[int, int, int]  # an open need: position of the step, number of it
 GOAL = 0  # the step that stands for the wanted features in every state
 FROM_REQUEST = -1
 MOST_DEAD_ENDS = 6  # at which a greedy completion turns back
+LEAST_EXPANSIONS = 32  # before time alone ends a search without a plan: a machine that hesitates must refuse nobody
 
 # Placed, Bind and State are made by the thousand in a search: as named tuples in a third of the time of dataclasses.
 
@@ -255,31 +256,44 @@ class Problem:
             if self.latency_weight:
                 criteria["p50_ms"] = self.p50_ms
             criteria |= {name: self._weight(name) for name, limit in asdict(self.limits).items() if limit < math.inf}
-        self._h, self.v = self._lower_bounds(criteria)
+        self._h, self.v = self._lower_bounds(criteria, asdict(self.limits))
         self._rows = {name: i for i, name in enumerate(criteria)}
         self._via = self._bound_via() if self.must_use >= 0 else None
 
-    def sharpen(self, states: Sequence[State]) -> None:
-        """Adds the bounds on the limits that all these states break, so that the search keeps clear of them."""
-        broken = [
-            name
-            for name, limit in asdict(self.limits).items()
-            if name not in self._rows and all(getattr(state, name) > limit for state in states)
-        ]
-        if broken:
-            h, v = self._lower_bounds({name: self._weight(name) for name in broken})
+    def sharpen(self, state: State) -> None:
+        """Adds the bound on the limit that this state breaks most, so that the search keeps clear of it."""
+        limits = asdict(self.limits)
+        broken = {name: getattr(state, name) / limit for name, limit in limits.items() if name not in self._rows}
+        worst = max(broken, key=lambda name: broken[name], default="")
+        if worst and broken[worst] > 1.0:
+            # Up to what this state has, not to the limit: should nothing keep it, `toward` leads to what comes nearest.
+            h, v = self._lower_bounds({worst: self._weight(worst)}, {worst: _loosely(getattr(state, worst))})
             self._h, self.v = np.concatenate([self._h, h]), np.concatenate([self.v, v])
-            self._rows |= {name: len(self._rows) + i for i, name in enumerate(broken)}
+            self._rows[worst] = len(self._rows)
             self._cache.needs.clear()
+
+    def toward(self, limit: str) -> Problem | None:
+        """The problem without limits in which only what this limit is on counts; None where that takes new bounds."""
+        row = self._rows.get(limit)
+        if row is None or self.must_use != -1:
+            return None
+        other = self.without_limits()
+        other._rows, other._cache = {"score": 0}, _Caches()
+        other._h, other.v = self._h[[row]], self.v[[row]]
+        timed = limit == "p99_ms"
+        other.latency_weight = float(timed)
+        other.score = np.zeros_like(self.score) if timed else self._weight(limit)
+        if timed:
+            other.p50_ms = self.p99_ms
+        return other
 
     def _weight(self, limit: str) -> Floats:
         return {"p99_ms": self.p99_ms, "cost": self.index.cost, "loss": self.index.loss}[limit]
 
-    def _lower_bounds(self, criteria: Mapping[str, Floats]) -> tuple[Floats, Floats]:
+    def _lower_bounds(self, criteria: Mapping[str, Floats], most: Mapping[str, float]) -> tuple[Floats, Floats]:
         weights = np.where(self.usable, np.stack(list(criteria.values())), np.inf)
         given = np.fromiter(self._given, np.int64, len(self._given))
-        most = np.array([getattr(self.limits, name, math.inf) for name in criteria])
-        return lower_bounds(self.index, weights, given, most)
+        return lower_bounds(self.index, weights, given, np.array([most.get(name, math.inf) for name in criteria]))
 
     def _bound_via(self) -> tuple[Floats, Floats]:
         """Lower bounds on the score of meeting a need, or of using a card, with `must_use` at or above it."""
@@ -331,7 +345,8 @@ class Problem:
     def cards_giving(self, need: int) -> Ints:
         n = len(self.index.needs)
         outs = self.index.outs_of_need.of_node(need) if need < n else np.array(self._goal_outs[need - n], np.int64)
-        return np.unique(self.index.cards_of_out.gather(outs)[0])
+        cards = np.sort(self.index.cards_of_out.gather(outs)[0])
+        return cards[np.diff(cards, prepend=-1) > 0]
 
     def givers(self, need: int) -> tuple[list[int], list[float]]:
         """The usable cards that give a need, and the lower bound of meeting it with each, ascending."""
@@ -606,7 +621,7 @@ class Search:
         most = self._budget.max_expansions
         if most is not None and self._expanded >= most:
             return f"its budget of {most} expansions ended"
-        if self._clock() >= self._stop_s:
+        if (self._best or self._expanded >= LEAST_EXPANSIONS) and self._clock() >= self._stop_s:
             return "its budget of time ended"
         return ""
 

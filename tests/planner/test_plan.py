@@ -1,8 +1,10 @@
 import itertools
+import re
+from dataclasses import replace
 
 import pytest
 
-from planner.cards import ChainRule, LatencyProfile
+from planner.cards import ChainRule, LatencyProfile, Threshold
 from planner.catalogue import Catalogue
 from planner.errors import NoPlan, TermsUnmet
 from planner.features import Feature, Port
@@ -10,6 +12,7 @@ from planner.goals import Objective, Terms
 from planner.plan import plan
 from planner.plans import REQUEST
 from planner.search import Budget
+from tests.benchmarks import bench_planning
 from tests.planner.exhaustive import check
 from tests.planner.worlds import card, wish
 
@@ -21,6 +24,12 @@ CHEAP = card("cheap", "image", "label/digit", p50_ms=1, accuracy=0.8, cost=0.05)
 DEAR = card("dear", "image/clean", "label/digit", p50_ms=20, accuracy=0.999, cost=3)
 DIGITS = Catalogue.of([CLEAN, EDGES, BLOBS, JOIN, CHEAP, DEAR])
 PRECISE = Objective(accuracy=100.0)
+
+
+@pytest.fixture(scope="module")
+def huge():
+    """A catalogue so large that bounds on the terms are computed only where they are needed, and requests for it."""
+    return bench_planning.world(20_500, seed=3)
 
 
 def names(found):
@@ -188,6 +197,38 @@ def test_a_term_that_is_missed_by_little_is_told_with_all_digits_that_matter():
         plan(wish("image", "label/digit", terms=Terms(deadline_ms=1.99999)), DIGITS)
     found = plan(wish("image", "label/digit", terms=Terms(max_cost=0.39999), objective=PRECISE), DIGITS)
     assert "costs too much: 0.4 > 0.39999" in [r.reason for r in found.rejected]
+
+
+def test_a_cascade_counts_when_terms_are_asked_for_together():
+    terms = Terms(min_accuracy=0.95, max_cost=0.1)
+    judge = CHEAP.but(thresholds=(Threshold(0.9, 0.9, 0.99),))
+    with pytest.raises(TermsUnmet, match=r"max_cost 0.1 within min_accuracy 0.95: the cheapest reaches 0.36 "):
+        plan(wish("image", "label/digit", terms=terms), Catalogue.of([CLEAN, judge, DEAR]))
+
+
+@pytest.mark.parametrize("terms", [Terms(deadline_ms=4.0), Terms(max_cost=0.05)], ids=["deadline_ms", "max_cost"])
+def test_plans_for_a_huge_catalogue_keep_the_term_and_refusals_say_that_less_cannot_be_had(huge, terms):
+    catalogue, request = huge
+    reached = []
+    for _ in range(15):
+        try:
+            found = plan(replace(request(), terms=terms), catalogue)
+        except TermsUnmet as refusal:
+            reached += re.findall(r"reaches (?:a p99 of )?([\d.]+)", str(refusal))
+        else:
+            given = found.best.prediction
+            assert given.p99_ms <= 4.0 if terms.deadline_ms else given.cost <= 0.05
+    assert len(reached) > 5
+    assert min(map(float, reached)) > (terms.deadline_ms or terms.max_cost)
+
+
+def test_a_misspelt_feature_brings_the_nearest_ones_in_a_huge_catalogue_too(huge):
+    catalogue, request = huge
+    asked = request()
+    feature = asked.wanted[0].feature
+    misspelt = replace(feature, type=feature.type.replace("type", "tpye"))
+    with pytest.raises(NoPlan, match=f"nearest: .*`{feature.type}`"):
+        plan(replace(asked, wanted=(Port("out0", misspelt),), terms=Terms()), catalogue)
 
 
 def test_losers_say_which_term_they_miss():
