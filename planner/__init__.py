@@ -1,1 +1,34 @@
-"""Decides and dispatches."""
+"""Decides which graph of extensions answers a request, and runs it. Needs no cluster: what is outside is behind a seam.
+
+The nouns
+    features.py         what flows along an edge: semantic type, tensor spec, rows
+    cards.py            what is known of an extension version: ports, cost, latency, accuracy, evidence
+    goals.py            what a client wants, under which terms, and what "best" means
+    plans.py            requests, plans with their predictions and reasons, answers
+    catalogue.py        all cards and goals at one epoch
+    errors.py           every error a user can meet, as a tree
+
+Deciding
+    plan.py             from a request and a catalogue to the best plans
+    search.py           base plans, by A*
+    index.py            the catalogue compiled for the search, with its bounds
+    drafts.py           plans in the making
+    compose.py          cascades and ensembles around base plans
+    estimates.py        what a plan should bring
+    explain.py          why a plan won or lost, what is missing where there is none
+    nearest.py          types that come near a misspelt one
+    plan_cache.py       plans that were made before
+    direct.py           plans of one step, for clients that name an extension
+    intent.py           from a sentence to a goal, or a question back
+    words.py            the English that intent.py knows
+
+Doing
+    dispatch.py         runs a plan
+    batching.py         rows of many requests in one call
+    calls.py            the seam to the cluster
+
+Remembering
+    profiles.py         latency profiles kept current
+    catalogue_store.py  the catalogue in memory or in SQL
+    card_codec.py       cards and goals as plain data
+"""

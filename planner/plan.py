@@ -38,7 +38,7 @@ def usual_budget(n_extensions: int) -> Budget:
     """The default: enough to prove the best plans of an ordinary catalogue, bounded in time for a huge one."""
     if n_extensions <= _SMALL:
         return Budget(max_expansions=20_000, max_more=200)
-    return Budget(max_ms=1.7 + n_extensions / 40_000, max_more=50)
+    return Budget(max_ms=1.5 + n_extensions / 50_000, max_more=50)
 
 
 def plan(
