@@ -31,7 +31,9 @@ Bools = npt.NDArray[np.bool_]
 NEVER_RIGHT = 1e6
 MOST_THRESHOLDS = 12
 MOST_CRITERIA = 5
-STEP = 1.0  # in mean weights: how far prices are settled at once
+# How far prices are settled at once, in mean weights. Wide steps take fewer rounds, narrow ones do less twice: 1.0 is
+# best at 100,000 extensions, at 1,000 five times that saves a fifth of the time.
+STEP, WIDE_STEP, MOST_WIDE = 1.0, 5.0, 10_000
 _NO_RULE = ChainRule()
 _Key = tuple[str, str, int]  # semantic type, datatype, rank
 
@@ -277,6 +279,7 @@ def lower_bounds(index: Index, weights: Floats, given: Ints, most: Floats) -> tu
     layers = index.layers
     n_criteria, n_cards = weights.shape
     n_needs = len(index.needs)
+    step = WIDE_STEP if n_cards <= MOST_WIDE else STEP
     # One step for all criteria: each is measured in its own mean weight.
     finite = np.isfinite(weights[0])
     scale = weights[:, finite].mean(axis=1) if finite.any() else np.ones(n_criteria)
@@ -292,7 +295,7 @@ def lower_bounds(index: Index, weights: Floats, given: Ints, most: Floats) -> tu
     waiting[first] = True
     while len(needs := np.flatnonzero(waiting)):
         prices = h[needs]
-        needs = needs[prices <= prices.min() + STEP]
+        needs = needs[prices <= prices.min() + step]
         waiting[needs] = False
         marked[layers.cards_of_need.gather(needs)[0]] = True
         cards = np.flatnonzero(marked)
