@@ -16,7 +16,7 @@ from time import perf_counter  # uvloop's own clock counts whole milliseconds: g
 
 import numpy as np
 
-from planner.calls import Calls, Part, Produced, local
+from planner.calls import Calls, Part, Produced, concatenated, local
 from planner.cards import Card, ExtensionId
 from planner.errors import BadRequest, ExtensionBroken, ExtensionRaised, ExtensionTimeout, FenixError, Overloaded
 
@@ -25,10 +25,11 @@ Observe = Callable[[ExtensionId, int, float], None]  # extension, rows of the ca
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Bounds of one extension's queue. `max_waiting_rows` counts rows that wait, not those under way."""
+    """Bounds of one extension's queue; what waits counts, not what is under way."""
 
     max_rows: int = 256
     max_waiting_rows: int = 65_536
+    max_waiting_bytes: int = 256 << 20
     max_in_flight: int = 1
 
 
@@ -50,7 +51,10 @@ class _Waiting:
     until_s: float  # on the event loop's clock
     since_s: float  # on perf_counter
     future: asyncio.Future[Done]
-    timer: asyncio.TimerHandle | None = field(default=None)
+    n_bytes: int = 0
+    timer: asyncio.TimerHandle | None = None
+    batch: list[_Waiting] = field(default_factory=list)  # what it travels with, once it is on its way
+    call: asyncio.Task[None] | None = None
 
 
 class Batcher:
@@ -64,6 +68,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Waiting] = deque()
         self._waiting_rows = 0
+        self._waiting_bytes = 0
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, inputs: Mapping[str, Part], n_rows: int, until_s: float) -> Done:
@@ -74,21 +79,44 @@ class Batcher:
         """
         if n_rows > self._limits.max_rows:
             return await self._submit_in_pieces(inputs, n_rows, until_s)
-        if self._waiting_rows + n_rows > self._limits.max_waiting_rows:
-            raise Overloaded(
-                f"{self._extension} has {self._waiting_rows} rows waiting of {self._limits.max_waiting_rows} at most.",
-                hint="Send less at once, or give the extension more replicas.",
-            )
+        n_bytes = sum(part.nbytes for part in inputs.values() if isinstance(part, np.ndarray))
+        self._check_room(n_rows, n_bytes)
         shapes = tuple(part.shape[1:] for part in inputs.values())
-        item = _Waiting(inputs, n_rows, shapes, until_s, perf_counter(), self._loop.create_future())
+        item = _Waiting(inputs, n_rows, shapes, until_s, perf_counter(), self._loop.create_future(), n_bytes)
         item.timer = self._loop.call_at(until_s, self._expire, item)
         self._queue.append(item)
         self._waiting_rows += n_rows
+        self._waiting_bytes += n_bytes
         self._pump()
         try:
             return await item.future
+        except BaseException:
+            self._leave(item)
+            raise
         finally:
             item.timer.cancel()
+
+    def _check_room(self, n_rows: int, n_bytes: int) -> None:
+        rows, most_rows = self._waiting_rows, self._limits.max_waiting_rows
+        size, most = self._waiting_bytes, self._limits.max_waiting_bytes
+        if rows + n_rows > most_rows or (size and size + n_bytes > most):
+            raise Overloaded(
+                f"{self._extension} has {rows} rows waiting of {most_rows} at most, {size >> 20} of {most >> 20} MiB.",
+                hint="Send less at once, or give the extension more replicas.",
+            )
+
+    def _leave(self, item: _Waiting) -> None:
+        """Lets go of the rows of a request that nobody waits for; a call that only such requests wait for is ended."""
+        if item.call is None:
+            if item in self._queue:
+                self._queue.remove(item)
+                self._forget(item)
+        elif not item.call.done() and all(other.future.done() for other in item.batch):
+            item.call.cancel()
+
+    def _forget(self, item: _Waiting) -> None:
+        self._waiting_rows -= item.n_rows
+        self._waiting_bytes -= item.n_bytes
 
     async def _submit_in_pieces(self, inputs: Mapping[str, Part], n_rows: int, until_s: float) -> Done:
         pieces: list[Done] = []
@@ -109,7 +137,7 @@ class Batcher:
             pieces += [task.result() for task in tasks]
         outputs: dict[str, Produced] = {}
         for name in pieces[0].outputs:
-            values = np.concatenate([await local(piece.outputs[name].values) for piece in pieces])
+            values = concatenated(self._extension, [await local(piece.outputs[name].values) for piece in pieces])
             sure = [piece.outputs[name].confidence for piece in pieces]
             outputs[name] = Produced(values, None if any(c is None for c in sure) else np.concatenate(sure))  # type: ignore[arg-type]
         return Done(outputs, max(p.batch_rows for p in pieces), pieces[0].waited_ms, sum(p.ran_ms for p in pieces))
@@ -122,6 +150,8 @@ class Batcher:
             # A context of its own: Serve cancels whatever a request's context started when that client leaves,
             # and this call belongs to several clients.
             task = self._loop.create_task(self._run(batch), context=contextvars.Context())
+            for item in batch:
+                item.batch, item.call = batch, task
             self._running.add(task)
             task.add_done_callback(self._ended)
 
@@ -136,13 +166,13 @@ class Batcher:
         while self._queue:
             item = self._queue[0]
             if item.future.done():
-                self._waiting_rows -= self._queue.popleft().n_rows
+                self._forget(self._queue.popleft())
                 continue
             if batch and (n_rows + item.n_rows > self._limits.max_rows or item.shapes != batch[0].shapes):
                 break
             batch.append(self._queue.popleft())
             n_rows += item.n_rows
-            self._waiting_rows -= item.n_rows
+            self._forget(item)
         return batch
 
     async def _run(self, batch: list[_Waiting]) -> None:

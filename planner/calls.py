@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from planner.cards import ExtensionId
-from planner.errors import ExtensionRaised, ExtensionTimeout, ExtensionUnavailable, FenixError
+from planner.errors import ExtensionBroken, ExtensionRaised, ExtensionTimeout, ExtensionUnavailable, FenixError
 from planner.features import Array, Rows
 
 
@@ -97,6 +97,18 @@ class LocalCalls(Calls):
             raise ExtensionRaised(f"{extension} raised {type(error).__name__}: {error}") from error
         produced = {name: Produced(rows.values, rows.confidence) for name, rows in outputs.items()}
         return Ran(produced, (perf_counter() - started_s) * 1e3)
+
+
+def concatenated(extension: ExtensionId, arrays: Sequence[Array]) -> Array:
+    """One array of all the rows. Raises ExtensionBroken, naming who gave them, when rows differ in shape."""
+    try:
+        return np.concatenate(arrays)
+    except ValueError:
+        shapes = ", ".join(sorted({str(list(array.shape[1:])) for array in arrays}))
+        raise ExtensionBroken(
+            f"{extension} gives rows of different shapes ({shapes}) for one request.",
+            hint="Rows of one request have one shape: pad them, or send them one by one.",
+        ) from None
 
 
 async def local(part: Part) -> Array:

@@ -19,8 +19,16 @@ import numpy.typing as npt
 from planner.batching import Batchers, Done
 from planner.calls import Part, Produced, local
 from planner.cards import Card, ExtensionId
-from planner.errors import DeadlineExceeded, ExtensionTimeout, ExtensionUnavailable, StepFailed
-from planner.features import Array, Rows
+from planner.errors import (
+    DeadlineExceeded,
+    ExtensionBroken,
+    ExtensionTimeout,
+    ExtensionUnavailable,
+    FenixError,
+    Overloaded,
+    StepFailed,
+)
+from planner.features import Array, Rows, shapes_unify
 from planner.plans import REQUEST, Answer, Binding, Plan, Source, Step, StepId, StepRecord
 
 Index = npt.NDArray[np.intp]  # which rows of the request a result holds, ascending; None stands for all of them
@@ -66,8 +74,8 @@ class Dispatcher:
             run = _Run(self, current, inputs, started_s, until_s, spare=bool(left))
             try:
                 outputs = await run.answer()
-            except StepFailed as failure:
-                guilty.add(run.failed)
+            except (StepFailed, Overloaded) as failure:
+                guilty |= run.failed
                 left = [other for other in left if guilty.isdisjoint(other.extensions())]
                 if not left or asyncio.get_running_loop().time() >= until_s:
                     raise _as_deadline(failure, deadline_s) from None
@@ -80,9 +88,14 @@ class Dispatcher:
         flags = set()
         if ran is not wanted or run.fell_back:
             flags.add("fallback")
-        if ran.prediction.accuracy < wanted.prediction.accuracy:
+        if run.worse or ran.prediction.accuracy < wanted.prediction.accuracy:
             flags.add("degraded")
         return frozenset(flags)
+
+    def is_worse(self, stand_in: Card, wanted: ExtensionId) -> bool:
+        """Whether the stand-in is known to be less accurate."""
+        card = self._card_of(wanted)
+        return card is not None and stand_in.accuracy.mean < card.accuracy.mean
 
     def queue(self, extension: ExtensionId) -> tuple[Card, Batchers]:
         """The card of a deployed extension and the queues. Raises ExtensionUnavailable when it is gone."""
@@ -114,7 +127,8 @@ class _Run:
         self._results = {REQUEST: _Result({name: Produced(values) for name, values in inputs.items()})}
         self.records: list[StepRecord] = []
         self.fell_back = False
-        self.failed = ExtensionId("")
+        self.worse = False  # a stand-in is less accurate than the extension that failed
+        self.failed: set[ExtensionId] = set()
 
     async def answer(self) -> dict[str, Rows]:
         """All steps, then the outputs by name."""
@@ -152,7 +166,7 @@ class _Run:
         if index is not None and len(index) == 0:
             return _Result({}, index)
         inputs_list = [(binding.port, await self._gather(binding, index)) for binding in step.inputs]
-        inputs = await _stack(inputs_list)
+        inputs = await self._stack(step, inputs_list)
         n_rows = self._n_rows if index is None else len(index)
         done = await self._attempt(step, inputs, n_rows)
         inherited = _least([made.confidence for _, made in inputs_list])
@@ -186,10 +200,41 @@ class _Run:
                 continue
             newer = await self._from(source, held)
             into = np.searchsorted(positions, held)
-            values[into] = await local(newer.values)
+            rows = await local(newer.values)
+            if rows.shape[1:] != values.shape[1:]:
+                raise self._ragged(binding, [values.shape[1:], rows.shape[1:]])
+            values[into] = rows
             if sure is not None and newer.confidence is not None:
                 sure[into] = newer.confidence
         return Produced(values, sure)
+
+    async def _stack(self, step: Step, inputs: Sequence[tuple[str, Produced]]) -> dict[str, Part]:
+        """Values by port; several bindings of one port (a combiner's) are stacked on axis 1, in their order."""
+        by_port: dict[str, list[Part]] = {}
+        for port, made in inputs:
+            by_port.setdefault(port, []).append(made.values)
+        stacked: dict[str, Part] = {}
+        for port, values in by_port.items():
+            if len(values) == 1:
+                stacked[port] = values[0]
+                continue
+            members = [await local(v) for v in values]
+            if len({member.shape for member in members}) > 1:
+                sources = tuple(source for b in step.inputs if b.port == port for source in b.sources)
+                raise self._ragged(Binding(port, sources), [member.shape[1:] for member in members])
+            stacked[port] = np.stack(members, axis=1)
+        return stacked
+
+    def _ragged(self, binding: Binding, shapes: Sequence[tuple[int, ...]]) -> ExtensionBroken:
+        """Several sources of one port that gave rows of different shapes."""
+        steps = {source.step for source in binding.sources}
+        names = [step.extension for step in self._plan.steps if step.id in steps]
+        self.failed.update(names)
+        told = ", ".join(str(list(shape)) for shape in shapes)
+        return ExtensionBroken(
+            f"{' and '.join(names)} give rows of different shapes ({told}) for {binding.port!r}.",
+            hint="State the shape in the cards, so that they are not put together.",
+        )
 
     async def _from(self, source: Source, index: Index | None) -> Produced:
         """The rows of `index` of one source, which holds them all."""
@@ -202,24 +247,27 @@ class _Run:
         return Produced(values, None if made.confidence is None else made.confidence[where])
 
     async def _attempt(self, step: Step, inputs: Mapping[str, Part], n_rows: int) -> Done:
-        """The step's extension, then its fallbacks in order. Raises the last failure, with `self.failed` set."""
+        """The step's extension, then its fallbacks in order. Raises the last failure; `self.failed` names them all."""
         note = ""
         tries = (step.extension, *step.fallbacks)
         for i, extension in enumerate(tries):
             begun_s = perf_counter()
             until_s = self._until_s
-            if step.budget_ms is not None and (self._spare or i + 1 < len(tries)):
-                until_s = min(until_s, self._loop.time() + step.budget_ms / 1e3)
+            if self._spare or i + 1 < len(tries):
+                until_s = min(until_s, self._loop.time() + _budget_s(step))
             try:
                 card, queues = self._dispatcher.queue(extension)
+                self._check_fit(step, card, inputs)
                 done = await queues.of(card).submit(inputs, n_rows, until_s)
-            except StepFailed as failure:
-                self.failed = step.extension
+            except (StepFailed, Overloaded) as failure:
+                self.failed.add(extension)
                 if i + 1 == len(tries) or self._loop.time() >= self._until_s:
                     raise
                 note = f"fallback for {extension}: {failure.message}"
                 self.fell_back = True
                 continue
+            if i > 0:
+                self.worse = self.worse or self._dispatcher.is_worse(card, step.extension)
             now_s = perf_counter()
             self.records.append(
                 StepRecord(
@@ -237,6 +285,26 @@ class _Run:
             return done
         raise AssertionError("unreachable: the loop returns or raises")
 
+    def _check_fit(self, step: Step, card: Card, inputs: Mapping[str, Part]) -> None:
+        """Raises ExtensionBroken, naming the giver, when rows of a free shape turn out not to fit their taker."""
+        for port in card.inputs:
+            given = inputs[port.name].shape[1 if port.many == 1 else 2 :]
+            if shapes_unify(port.feature.shape, given):
+                continue
+            givers = {source.step for b in step.inputs if b.port == port.name for source in b.sources} - {REQUEST}
+            names = [other.extension for other in self._plan.steps if other.id in givers]
+            self.failed.update(names)
+            raise ExtensionBroken(
+                f"{', '.join(names)} gave rows of shape {list(given)}, but {card.id} takes {list(port.feature.shape)}.",
+                hint="State the shape in the cards, so that they are not put together.",
+            )
+
+
+def _budget_s(step: Step) -> float:
+    """How long a step may take while something else could stand in: its share of the deadline, or without one many
+    times what it is predicted to take."""
+    return step.budget_ms / 1e3 if step.budget_ms is not None else max(1.0, 50.0 * step.p50_ms / 1e3)
+
 
 def _is_chain(steps: Sequence[Step]) -> bool:
     """Whether each step needs only the request and the steps before it, and the one just before: no parallelism."""
@@ -248,19 +316,6 @@ def _needs(step: Step) -> set[StepId]:
     if step.guard is not None:
         needs.add(step.guard.step)
     return needs
-
-
-async def _stack(inputs: Sequence[tuple[str, Produced]]) -> dict[str, Part]:
-    """Values by port; several bindings of one port (a combiner's) are stacked on axis 1, in their order."""
-    by_port: dict[str, list[Part]] = {}
-    for port, made in inputs:
-        by_port.setdefault(port, []).append(made.values)
-    if len(by_port) == len(inputs):
-        return {port: values[0] for port, values in by_port.items()}
-    return {
-        port: values[0] if len(values) == 1 else np.stack([await local(v) for v in values], axis=1)
-        for port, values in by_port.items()
-    }
 
 
 def _least(confidences: Sequence[Array | None]) -> Array | None:
@@ -282,7 +337,7 @@ def _with_confidence(outputs: Mapping[str, Produced], inherited: Array | None) -
     }
 
 
-def _as_deadline(failure: StepFailed, deadline_s: float | None) -> StepFailed | DeadlineExceeded:
+def _as_deadline(failure: StepFailed | Overloaded, deadline_s: float | None) -> FenixError:
     """A step that ran into the request's own deadline is the deadline's doing, not the extension's."""
     late = deadline_s is not None and asyncio.get_running_loop().time() >= deadline_s - 1e-3
     if late and isinstance(failure, ExtensionTimeout):

@@ -9,7 +9,7 @@ import pytest
 from planner.batching import Batcher, BatchLimits, Done
 from planner.calls import Produced
 from planner.cards import ExtensionId
-from planner.errors import BadInput, ExtensionRaised, ExtensionTimeout, Overloaded
+from planner.errors import BadInput, ExtensionBroken, ExtensionRaised, ExtensionTimeout, Overloaded
 from planner.features import Array
 from tests.planner.doubles import PacedCalls, Work, failing, plus
 
@@ -187,4 +187,64 @@ def test_whatever_a_call_raises_reaches_the_caller_typed(error: Exception) -> No
         return await queue.submit(numbers(1.0), 1, FAR_S)
 
     with pytest.raises(BadInput if isinstance(error, BadInput) else ExtensionRaised):
+        asyncio.run(scenario())
+
+
+def test_rows_that_nobody_waits_for_any_more_make_room_behind_a_hanging_call() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_waiting_rows=2)
+        calls.gate.clear()
+        hanging = asyncio.create_task(submit(queue, 1.0))
+        await settle()
+        soon_s = asyncio.get_running_loop().time() + 0.01
+        late = [asyncio.create_task(submit(queue, 2.0, until_s=soon_s)) for _ in range(2)]
+        assert all(isinstance(e, ExtensionTimeout) for e in await asyncio.gather(*late, return_exceptions=True))
+        patient = asyncio.create_task(submit(queue, 3.0, 4.0))
+        await settle()
+        calls.gate.set()
+        assert await patient == [3.0, 4.0]
+        await hanging
+        assert calls.batches == [(NAME, 1), (NAME, 2)]
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_nobody_waits_for_is_ended_and_frees_its_place() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_in_flight=1)
+        calls.gate.clear()
+        with pytest.raises(ExtensionTimeout):
+            await submit(queue, 1.0, until_s=asyncio.get_running_loop().time() + 0.01)
+        await settle()
+        assert calls.under_way == 0
+        calls.gate.set()
+        assert await submit(queue, 2.0) == [2.0]
+
+    asyncio.run(scenario())
+
+
+def test_waiting_bytes_are_bounded_too() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_in_flight=1, max_waiting_bytes=100)
+        calls.gate.clear()
+        waiting = [asyncio.create_task(submit(queue, *([1.0] * 20))) for _ in range(2)]
+        await settle()
+        with pytest.raises(Overloaded, match="MiB"):
+            await submit(queue, *([1.0] * 20))
+        calls.gate.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(scenario())
+
+
+def test_pieces_that_come_back_in_different_shapes_are_the_extensions_fault() -> None:
+    def ragged(rows: dict[str, Array]) -> Mapping[str, Produced]:
+        width = 1 if rows["x"][0] == 0 else 2
+        return {"y": Produced(np.ones((len(rows["x"]), width), np.float32))}
+
+    async def scenario() -> None:
+        queue, _ = batcher(ragged, max_rows=3)
+        await submit(queue, *range(6))
+
+    with pytest.raises(ExtensionBroken, match=r"plus@1 gives rows of different shapes"):
         asyncio.run(scenario())

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from planner.batching import Batchers
-from planner.calls import Produced
-from planner.cards import Card
+from planner.calls import Parts, Produced, Ran
+from planner.cards import Accuracy, Card, ExtensionId
 from planner.dispatch import Dispatcher
-from planner.errors import BadInput, DeadlineExceeded, ExtensionRaised, ExtensionUnavailable, StepFailed
-from planner.features import Array
+from planner.errors import BadInput, DeadlineExceeded, ExtensionRaised, ExtensionUnavailable, Overloaded, StepFailed
+from planner.features import Array, Feature, Port
 from planner.plans import REQUEST, Answer, Guard, Plan, Prediction, StepId
 from tests.planner.doubles import PacedCalls, Work, bind, card, failing, plan_of, plus, step
 from tests.planner.test_batching import settle
@@ -31,9 +31,11 @@ class Bench:
         return await self.dispatcher.dispatch(plan, {"x": X}, **arguments)  # type: ignore[arg-type]
 
 
-def dispatch(work: Mapping[str, Work], plan: Plan, alternatives: Sequence[Plan] = ()) -> Answer:
+def dispatch(
+    work: Mapping[str, Work], plan: Plan, alternatives: Sequence[Plan] = (), cards: Sequence[Card] = ()
+) -> Answer:
     async def scenario() -> Answer:
-        return await Bench(work).run(plan, alternatives=alternatives)
+        return await Bench(work, cards).run(plan, alternatives=alternatives)
 
     return asyncio.run(scenario())
 
@@ -124,9 +126,10 @@ def test_a_combiner_gets_its_sources_stacked_on_axis_one() -> None:
 
     votes = [bind("votes", (i, "y")) for i in range(3)]
     ways = [step(i, name, bind("x", (REQUEST, "x"))) for i, name in enumerate("abc")]
-    answer = dispatch(
-        {"a": plus(1), "b": plus(5), "c": plus(3), "vote": combine}, plan_of(*ways, step(3, "vote", *votes))
-    )
+    votes_port = Port("votes", Feature("number"), many=3)
+    cards = [*map(card, "abc"), card("vote").but(inputs=(votes_port,))]
+    work = {"a": plus(1), "b": plus(5), "c": plus(3), "vote": combine}
+    answer = dispatch(work, plan_of(*ways, step(3, "vote", *votes)), cards=cards)
     assert seen == [(4, 3)]
     assert values(answer) == [6, 7, 8, 9]
 
@@ -172,7 +175,8 @@ def test_rows_that_the_extension_calls_bad_are_the_clients_fault_and_no_fallback
 
 def test_a_failure_in_one_branch_cancels_the_other_and_is_raised_as_it_is() -> None:
     async def scenario() -> None:
-        bench = Bench({"a": plus(0), "b": failing(ExtensionRaised("b failed")), "join": plus(0)})
+        work = {"a": plus(0), "b": failing(ExtensionRaised("b failed")), "join": plus(0)}
+        bench = Bench(work, [card("a"), card("b"), card("join", ("l", "r"))])
         left, right = (step(i, name, bind("x", (REQUEST, "x"))) for i, name in enumerate("ab"))
         await bench.run(plan_of(left, right, step(2, "join", bind("l", (0, "y")), bind("r", (1, "y")))))
 
@@ -202,3 +206,71 @@ def test_an_extension_removed_while_the_request_runs_is_unavailable() -> None:
 
     with pytest.raises(ExtensionUnavailable, match="removed"):
         asyncio.run(scenario())
+
+
+def wide(width: int, confidence: float = 0.0) -> Work:
+    def work(rows: dict[str, Array]) -> Mapping[str, Produced]:
+        n = len(rows["x"])
+        return {"y": Produced(np.ones((n, width), np.float32), np.full(n, confidence, np.float32))}
+
+    return work
+
+
+def of_any_width(name: str) -> Card:
+    return card(name).but(outputs=(Port("y", Feature("number", "FP32", (-1,))),))
+
+
+def test_a_cascade_whose_stages_give_different_shapes_says_which_and_another_plan_takes_over() -> None:
+    cascade = plan_of(
+        step(0, "cheap"),
+        step(1, "dear", bind("x", (REQUEST, "x")), guard=Guard(StepId(0), 0.5)),
+        output=bind("y", (0, "y"), (1, "y")),
+    )
+    work = {"cheap": wide(3), "dear": wide(5), "other": wide(4)}
+    cards = [of_any_width(name) for name in work]
+    other = plan_of(step(0, "other"), id_="other")
+    with pytest.raises(StepFailed, match=r"cheap@1 and dear@1 give rows of different shapes \(\[3\], \[5\]\)"):
+        dispatch(work, cascade, cards=cards)
+    assert dispatch(work, cascade, [cascade, other], cards).plan.id == "other"
+
+
+def test_rows_that_do_not_fit_the_next_step_are_their_givers_fault_not_the_clients() -> None:
+    taker = card("taker").but(inputs=(Port("x", Feature("number", "FP32", (4,))),))
+    with pytest.raises(StepFailed, match=r"giver@1 gave rows of shape \[5\], but taker@1 takes \[4\]"):
+        dispatch(
+            {"giver": wide(5), "taker": plus(0)},
+            plan_of(step(0, "giver"), step(1, "taker")),
+            cards=[of_any_width("giver"), taker],
+        )
+
+
+def test_a_full_queue_is_a_reason_to_take_another_way() -> None:
+    answer = dispatch(
+        {"busy": failing(Overloaded("full")), "spare": plus(1)}, plan_of(step(0, "busy", fallbacks=["spare"]))
+    )
+    assert answer.flags == {"fallback"}
+
+
+def test_a_stand_in_that_is_less_accurate_is_flagged_degraded() -> None:
+    work = {"a": failing(ExtensionUnavailable("gone")), "spare": plus(7)}
+    cards = [card("a").but(accuracy=Accuracy(0.99)), card("spare").but(accuracy=Accuracy(0.5))]
+    answer = dispatch(work, plan_of(step(0, "a", fallbacks=["spare"])), cards=cards)
+    assert answer.flags == {"fallback", "degraded"}
+
+
+def test_a_step_that_hangs_gives_way_to_its_fallback_even_without_a_deadline() -> None:
+    class HangingCalls(PacedCalls):
+        async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+            if extension == "slow@1":
+                await asyncio.Event().wait()
+            return await super().infer(extension, parts, timeout_s)
+
+    async def scenario() -> Answer:
+        cards = {c.id: c for c in map(card, ["slow", "spare"])}
+        calls = HangingCalls({"spare@1": plus(1)})
+        dispatcher = Dispatcher(Batchers(calls), cards.get)
+        return await dispatcher.dispatch(plan_of(step(0, "slow", fallbacks=["spare"])), {"x": X})
+
+    answer = asyncio.run(scenario())
+    assert values(answer) == [2, 3, 4, 5]
+    assert "did not answer" in answer.steps[0].note
