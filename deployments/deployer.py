@@ -4,18 +4,18 @@ contract and been measured; until then, and if any of that fails, whatever serve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from deployments.applications import Installation, Report, delete, refuse, start
 from deployments.loading import describe, pin
-from deployments.measure import load_validation, measure_all, measure_latency
+from deployments.measure import ValidationSet, ends, load_validation, measure_all, measure_latency
 from deployments.registry import RegistryClient
 from deployments.serve_calls import ServeCalls
 from planner.batching import Batchers
-from planner.cards import Card
+from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.dispatch import Dispatcher
-from planner.errors import Conflict
+from planner.errors import BadCard, Conflict
 from planner.goals import Goal
 
 SEED = 20  # of the rows that the contract is tried on
@@ -51,24 +51,43 @@ async def _deploy(
     new = [card for card in cards if card.id not in catalogue.cards]
     if new:
         report(f"starting {len(new)} extensions")
-    started = await start(new, installation, report)
     try:
+        started = await start(new, installation, report)
         refuse(started.failed)
         cards = [await _probed(card, report) for card in cards]
         tentative = _with(catalogue, cards, goals)
-        for goal in tentative.goals.values():
-            if goal.validation and goal.name not in validation:
-                validation[goal.name] = load_validation(goal)
+        # A new goal is also the first chance to measure what was there before it.
+        unmeasured = [
+            card
+            for card in catalogue.cards.values()
+            if card.accuracy.n_rows == 0 and any(ends(card, goal) for goal in goals)
+        ]
+        ids = list(dict.fromkeys(card.id for card in (*cards, *unmeasured)))
+        validation |= _known_validation(tentative, ids, validation, report)
         dispatcher = Dispatcher(Batchers(ServeCalls()), tentative.cards.get)
-        known = await measure_all(tentative, [card.id for card in cards], validation, dispatcher, report)
-        measured = [known.cards[card.id] for card in cards]
+        known = await measure_all(tentative, ids, validation, dispatcher, report)
+        measured = [known.cards[id_] for id_ in ids]
+        epoch = await registry.put(measured, goals)
     except BaseException:
-        await delete(list(started.running))
+        await delete([card.id for card in new])
         raise
-    epoch = await registry.put(measured, goals)
     await registry.followed(epoch)
-    report(f"registered {len(measured)} extensions and {len(goals)} goals (epoch {epoch})")
-    return tuple(measured)
+    report(f"registered {len(cards)} extensions and {len(goals)} goals (epoch {epoch})")
+    return tuple(known.cards[card.id] for card in cards)
+
+
+def _known_validation(
+    catalogue: Catalogue, new: Sequence[ExtensionId], have: Mapping[str, ValidationSet], report: Report
+) -> dict[str, ValidationSet]:
+    """The validation sets of goals deployed before that a new extension can end; one that is gone is left out."""
+    found = {}
+    for goal in catalogue.goals.values():
+        if goal.validation and goal.name not in have and any(ends(catalogue.cards[id_], goal) for id_ in new):
+            try:
+                found[goal.name] = load_validation(goal)
+            except BadCard as error:
+                report(f"not measured on {goal.name}: {error.message}")
+    return found
 
 
 def _card(source: Card | str, installation: Installation) -> Card:

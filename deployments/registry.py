@@ -18,7 +18,7 @@ import ray
 from planner.cards import Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue, Change
 from planner.catalogue_store import CatalogueStore, SqlCatalogueStore
-from planner.errors import ClusterDown, Conflict, FenixError, NotFound, near
+from planner.errors import ClusterDown, Conflict, FenixError, NotFound, StoreUnavailable, near
 from planner.goals import Goal
 
 ACTOR_NAME = "fenix-catalogue"
@@ -84,7 +84,9 @@ class Registry:
         counts in `followed`.
         """
         if follower:
-            self._followers[follower] = (epoch, asyncio.get_running_loop().time())
+            now_s = asyncio.get_running_loop().time()
+            self._followers = {id_: f for id_, f in self._followers.items() if now_s - f[1] < 2 * WATCH_S}
+            self._followers[follower] = (epoch, now_s)
             async with self._changed:
                 self._changed.notify_all()
         if epoch == self._catalogue.epoch:
@@ -139,6 +141,11 @@ class CatalogueActor:
             return await getattr(self._registry, method)(*arguments)
         except FenixError as error:
             return error.with_traceback(None)
+        except Exception as error:
+            _log.exception("the catalogue could not %s", method)
+            return StoreUnavailable(
+                f"the catalogue failed ({type(error).__name__}: {error}).", hint="Nothing was changed."
+            )
 
 
 _METHODS = frozenset({"put", "remove", "profiles", "since", "followed"})
@@ -180,7 +187,8 @@ class RegistryClient:
     async def _call(self, method: str, *arguments: Any) -> Any:
         """One call; while the actor is being restarted, tried again until `timeout_s` is over.
 
-        Trying again is safe: a put of the same content changes nothing but the epoch.
+        Trying again is safe: a put of the same content changes nothing but the epoch; a remove whose answer was lost
+        may end in NotFound.
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self._timeout_s

@@ -117,6 +117,10 @@ class Replica:
         if since_s is not None and time.perf_counter() - since_s > HUNG_AFTER_S:
             raise RuntimeError(f"{self._card.id} has been busy with one batch for over {HUNG_AFTER_S:.0f} s")
 
+    async def __del__(self) -> None:
+        """Called by Serve when the replica ends."""
+        await self._on_thread(self._extension.close)
+
 
 def _stored_if_large(values: Array) -> Array | StoredArray:
     return values if values.nbytes < BY_REFERENCE_BYTES else StoredArray(ray.put(values), values)

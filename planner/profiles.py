@@ -47,6 +47,10 @@ class Profiles:
             tracker = self._trackers[extension] = ProfileTracker()
         tracker.observe(n_rows, took_ms)
 
+    def keep_only(self, extensions: frozenset[ExtensionId]) -> None:
+        """Forgets extensions that are gone: what comes back under the same id is measured anew."""
+        self._trackers = {id_: tracker for id_, tracker in self._trackers.items() if id_ in extensions}
+
     def changed(self, known: dict[ExtensionId, LatencyProfile], by: float = 0.25) -> dict[ExtensionId, LatencyProfile]:
         """Profiles whose prediction for 1 or for 64 rows differs from the known one by more than the share `by`."""
         news = {}

@@ -1,1 +1,1 @@
-"""Jobs that make new model versions. Empty for now: see the changelog for what comes."""
+"""Jobs that make new model versions. Nothing is here yet: versions are made outside and deployed."""

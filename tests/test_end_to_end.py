@@ -115,13 +115,12 @@ def test_an_unmodified_triton_client_is_served_over_http_and_grpc(deployed: Sett
 
 
 def test_arrays_of_many_mebibytes_pass_from_step_to_step(http: httpx.Client) -> None:
-    values = np.arange(3_000_000, dtype=np.float32).reshape(3, -1)
-    headers = {"Inference-Header-Content-Length": "0"}
-    head = b'{"inputs":[{"name":"x","shape":[3,1000000],"datatype":"FP32","parameters":{"binary_data_size":12000000}}]}'
-    headers["Inference-Header-Content-Length"] = str(len(head))
-    direct = http.post("/v2/models/pass-on/infer", content=head + values.tobytes(), headers=headers)
-    assert direct.status_code == 200
-    assert direct.json()["outputs"][0]["shape"] == [3, 1_000_000]
+    values = np.arange(3_000_000, dtype=np.float32).reshape(3, -1) % 7
+    tensors = [{"name": "x", "type": "blob", "shape": list(values.shape), "datatype": "FP32"}]
+    tensors[0]["data"] = values.ravel().tolist()
+    answer = http.post("/v1/infer", json={"wanted": ["number/total"], "inputs": tensors, "terms": {}}).json()
+    assert answer["outputs"][0]["data"] == values.sum(axis=1, dtype=np.float64).tolist()
+    assert [step["extension"] for step in answer["steps"]] == ["pass-on@1", "total@1"]
 
 
 def test_an_extension_that_raises_harms_only_the_requests_that_asked_for_it(http: httpx.Client) -> None:

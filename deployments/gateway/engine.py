@@ -12,6 +12,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 from deployments.gateway.messages import Explanation, InferAnswer, InferRequest
 from planner.batching import Batchers
@@ -75,6 +76,7 @@ class Engine:
         self._catalogue = catalogue
         self._analyser = None
         self._batchers.keep_only(frozenset(catalogue.cards))
+        self._profiles.keep_only(frozenset(catalogue.cards))
 
     def ready(self) -> bool:
         """Whether requests can be answered."""
@@ -148,7 +150,7 @@ class Engine:
             return _goal_target(goal, request, 1.0)
         if request.sentence:
             catalogue, analyser = self._catalogue, await self._sentences()
-            found = analyser.analyse(request.sentence, request.inputs or None)
+            found = await asyncio.to_thread(analyser.analyse, request.sentence, request.inputs or None)
             return _goal_target(catalogue.goal(found.goal), request, found.sureness)
         if request.wanted:
             return self._wanted_target(request)
@@ -156,7 +158,7 @@ class Engine:
 
     async def _sentences(self) -> Analyser:
         """The analyser of the present catalogue, built by the first sentence that needs it; others wait for it."""
-        if self._analyser is None:
+        if self._analyser is None or (self._analyser.done() and self._analyser.exception() is not None):
             # A context of its own: the first client may leave, the others still want it.
             building = asyncio.to_thread(self._build_analyser, self._catalogue)
             self._analyser = asyncio.get_running_loop().create_task(building, context=contextvars.Context())
@@ -201,7 +203,7 @@ class Engine:
             model="",
             version="",
             inputs=inputs,
-            wanted=tuple(self._port_of_type(type_) for type_ in dict.fromkeys(request.wanted)),
+            wanted=self._ports_of_types(tuple(dict.fromkeys(request.wanted))),
             terms=Terms.parse(request.terms),
             objective=Objective(),
         )
@@ -211,33 +213,53 @@ class Engine:
         spec = Feature(type_ or "unknown", datatype_of(values), values.shape[1:])
         if type_:
             return spec
-        ports = [port for goal in self._catalogue.goals.values() for port in goal.inputs]
-        ports += [port for card in self._catalogue.cards.values() for port in card.inputs if port.many == 1]
-        fitting = dict.fromkeys(
-            port.feature.type
-            for port in ports
-            if port.name == name and port.feature.accepts(replace(spec, type=port.feature.type))
-        )
+        ports = _lookup(self._catalogue).inputs.get(name, ())
+        fitting = dict.fromkeys(feature.type for feature in ports if feature.accepts(replace(spec, type=feature.type)))
         if len(fitting) == 1:
             return replace(spec, type=next(iter(fitting)))
         found = f"could be {' or '.join(fitting)}" if fitting else "has the name and shape of no known feature"
         raise BadInput(f"input {name!r} {found}.", hint="State its feature type in the tensor's `type`.")
 
-    def _port_of_type(self, type_: str) -> Port:
-        """The wanted type with the tensor spec that most extensions give it."""
-        given = Counter(
-            port.feature
-            for card in self._catalogue.cards.values()
-            for port in card.outputs
-            if is_a(port.feature.type, type_)
-        )
-        if not given:
-            known = {port.feature.type for card in self._catalogue.cards.values() for port in card.outputs}
-            raise NoPlan(f"nothing produces `{type_}`.", hint=near(type_, known))
-        return Port(type_.rpartition("/")[2], replace(given.most_common(1)[0][0], type=type_))
+    def _ports_of_types(self, types: tuple[str, ...]) -> tuple[Port, ...]:
+        """A port per wanted type, with the tensor spec that most extensions give it. It is named after the type's
+        last word, or the whole type where two have the same last word."""
+        outputs = _lookup(self._catalogue).outputs
+        last = Counter(type_.rpartition("/")[2] for type_ in types)
+        ports = []
+        for type_ in types:
+            given = Counter[Feature]()
+            for feature, n_extensions in outputs.items():
+                if is_a(feature.type, type_):
+                    given[feature] += n_extensions
+            if not given:
+                raise NoPlan(f"nothing produces `{type_}`.", hint=near(type_, {f.type for f in outputs}))
+            name = type_.rpartition("/")[2]
+            ports.append(Port(name if last[name] == 1 else type_, replace(given.most_common(1)[0][0], type=type_)))
+        return tuple(ports)
 
     def _card(self, extension: ExtensionId) -> Card | None:
         return self._catalogue.cards.get(extension)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lookup:
+    """What requests without a goal look up: features by input name, and how many extensions give each feature."""
+
+    inputs: Mapping[str, tuple[Feature, ...]]
+    outputs: Counter[Feature]
+
+
+def _lookup(catalogue: Catalogue) -> _Lookup:
+    """Made once per snapshot: a walk over 20,000 cards takes 4 ms."""
+    known = catalogue.derived.get("lookup")
+    if known is None:
+        inputs: dict[str, dict[Feature, None]] = {}
+        goal_ports = [port for goal in catalogue.goals.values() for port in goal.inputs]
+        for port in [*goal_ports, *(p for card in catalogue.cards.values() for p in card.inputs if p.many == 1)]:
+            inputs.setdefault(port.name, {})[port.feature] = None
+        outputs = Counter(port.feature for card in catalogue.cards.values() for port in card.outputs)
+        known = catalogue.derived["lookup"] = _Lookup({name: tuple(found) for name, found in inputs.items()}, outputs)
+    return cast(_Lookup, known)
 
 
 def _goal_target(goal: Goal, request: InferRequest, sureness: float) -> _Target:

@@ -53,3 +53,11 @@ def test_only_profiles_that_differ_are_news() -> None:
     news = profiles.changed({same: PRIOR, slower: PRIOR, unused: PRIOR})
     assert list(news) == [slower]
     assert news[slower].p50_ms(10) == pytest.approx(3 * PRIOR.p50_ms(10))
+
+
+def test_an_extension_that_was_gone_is_measured_anew() -> None:
+    profiles = Profiles()
+    for n_rows in SIZES:
+        profiles.observe(ExtensionId("a@1"), n_rows, 50.0)
+    profiles.keep_only(frozenset())
+    assert profiles.changed({ExtensionId("a@1"): PRIOR}) == {}

@@ -15,6 +15,7 @@ from planner.catalogue import Catalogue
 from planner.errors import BadInput, BadRequest, BadTerms, NoPlan, NotFound, TermsUnmet, Unsure
 from planner.features import Array, Feature, Port, Rows
 from planner.goals import Goal, Terms
+from planner.intent import Encoder, TfidfEncoder
 
 NUMBER, DOUBLE = Feature("number/plain", "FP32"), Feature("number/double", "FP32")
 TEXT, WORDS = Feature("text", "BYTES"), Feature("count/words", "INT64")
@@ -168,5 +169,39 @@ def test_live_traffic_shows_in_the_profiles() -> None:
             await engine.infer(InferRequest(model="double", inputs=X))
         changed = engine.changed_profiles()
         assert changed[slow.id].p50_ms(1) < 100.0
+
+    asyncio.run(scenario())
+
+
+def test_wanted_types_with_the_same_last_word_are_both_answered() -> None:
+    more = one("spell", NUMBER, Feature("text/double", "BYTES"), "x", "t")
+
+    async def scenario() -> InferAnswer:
+        def spell(rows: dict[str, Array]) -> Mapping[str, Rows]:
+            return {"t": Rows(np.array([b"?"] * len(rows["x"]), dtype=object))}
+
+        engine = Engine(LocalCalls({ExtensionId("rough@1"): WORK["rough@1"], more.id: spell}))
+        await engine.follow(Catalogue.of([CARDS[1], more], GOALS))
+        return await engine.infer(InferRequest(inputs=X, wanted=("number/double", "text/double")))
+
+    assert set(asyncio.run(scenario()).outputs) == {"number/double", "text/double"}
+
+
+def test_an_encoder_that_fails_is_tried_again_by_the_next_sentence() -> None:
+    tries = []
+
+    def encoder() -> Encoder:
+        tries.append(1)
+        if len(tries) == 1:
+            raise BadRequest("the model is not there")
+        return TfidfEncoder()
+
+    async def scenario() -> None:
+        engine = Engine(LocalCalls({ExtensionId("words@1"): counting}), encoder=encoder)
+        await engine.follow(Catalogue.of([CARDS[2]], GOALS[1:]))
+        request = InferRequest(inputs=A_TEXT, sentence="Count the words of a text.")
+        with pytest.raises(BadRequest, match="not there"):
+            await engine.infer(request)
+        assert (await engine.infer(request)).model == "count"
 
     asyncio.run(scenario())
