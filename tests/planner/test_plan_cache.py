@@ -1,7 +1,10 @@
+import gc
+import itertools
+import traceback
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.catalogue import Catalogue
@@ -9,7 +12,7 @@ from planner.errors import NoPlan, TermsUnmet
 from planner.goals import Terms
 from planner.plan import plan
 from planner.plan_cache import PlanCache, rounded
-from tests.planner.worlds import card, wish
+from tests.planner.worlds import card, wish, worlds
 
 CARDS = [
     card("fast", "image", "label", p50_ms=1, accuracy=0.8, cost=0.01),
@@ -111,6 +114,31 @@ def test_refusals_are_kept_and_raised_again(cache, planner):
     assert len(planner.requests) == 1
 
 
+def test_a_refusal_that_is_raised_often_does_not_grow(cache):
+    request = wish("image", "verdict")
+    for _ in range(1000):
+        with pytest.raises(NoPlan) as refused:
+            cache.get_or_plan(request, CATALOGUE)
+    assert len(traceback.extract_tb(refused.value.__traceback__)) == 2  # of this raising alone
+    assert refused.value.__context__ is None
+    del refused
+    gc.collect()
+    assert not [kept for kept in gc.get_objects() if isinstance(kept, NoPlan) and "verdict" in str(kept)]
+
+
+def test_a_kept_refusal_says_all_that_the_first_one_said(cache):
+    refusals = []
+    for _ in range(2):
+        with pytest.raises(NoPlan) as refused:
+            cache.get_or_plan(wish("image", "label", terms=Terms(max_cost=1e-3)), CATALOGUE)
+        refusals.append(refused.value)
+    first, again = refusals
+    assert first is not again
+    assert (type(first), first.message, first.hint) == (type(again), again.message, again.hint)
+    assert type(first) is TermsUnmet
+    assert first.hint
+
+
 def test_the_least_recently_used_plan_goes_first(planner):
     cache = PlanCache(capacity=2, planner=planner)
     for n_rows in (1, 2, 1, 4, 1, 2):
@@ -133,3 +161,68 @@ def test_a_class_is_rounded_to_the_strict_side_by_little(deadline_ms, max_cost, 
     assert n_rows <= strict.n_rows < 2 * n_rows
     assert kilo <= strict.kilo
     assert strict.kilo <= kilo * 1.051
+
+
+EDGES = {
+    "deadline_ms": (None, 5e-324, 1e-300, 0.5, 1.0, 2.0, 30.0, 1e250, 1e290),
+    "max_cost": (None, 0.0, 5e-324, 1e-300, 0.01, 0.2, 0.5, 1.0, 1e250, 1e290),
+    "min_accuracy": (None, 0.0, 1e-300, 1e-17, 0.5, 0.8, 0.95, 1.0 - 1e-16, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_no_limit_the_ends_and_classes_are_told_apart(name):
+    """Each value gets the plan or the refusal that it would get alone, whichever came before."""
+    never = card("never", "image", "label", p50_ms=0.1, accuracy=0.0, cost=0.0)
+    catalogue = Catalogue.of([*CARDS, never])
+    values = EDGES[name]
+    assert len(
+        {str(getattr(rounded(wish("image", "label", terms=Terms(**{name: v}))).terms, name)) for v in values}
+    ) == len(values)
+
+    def outcome(planner, value):
+        try:
+            return planner(wish("image", "label", terms=Terms(**{name: value})), catalogue).best.extensions()
+        except TermsUnmet:
+            return "refused"
+
+    alone = {value: outcome(PlanCache().get_or_plan, value) for value in values}
+    assert {v for v in values if alone[v] == "refused"} == {v for v in values if outcome(plan, v) == "refused"}
+    assert len(set(alone.values())) > 1
+    for first, second in itertools.permutations(values, 2):
+        cache = PlanCache()
+        outcome(cache.get_or_plan, first)
+        assert outcome(cache.get_or_plan, second) == alone[second], (first, second)
+
+
+def limits(*ends, most):
+    return st.none() | st.sampled_from(ends) | st.floats(0.0, most)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    worlds(),
+    st.lists(
+        st.builds(
+            Terms,
+            deadline_ms=limits(5e-324, 1e-300, 1.0, 1e290, most=30.0).map(lambda v: v or None),
+            max_cost=limits(0.0, 1e-300, 1.0, 1e290, most=1.5),
+            min_accuracy=limits(0.0, 1e-300, 1e-17, 1.0 - 1e-16, 1.0, most=1.0),
+        ),
+        min_size=2,
+        max_size=6,
+    ),
+)
+def test_a_plan_from_the_cache_keeps_the_exact_terms(world, asked):
+    request, catalogue = world
+    cache = PlanCache()
+    for terms in [*asked, *asked]:
+        try:
+            found = cache.get_or_plan(replace(request, terms=terms), catalogue)
+        except NoPlan:
+            continue
+        for p in found.plans:
+            promised = p.prediction
+            assert terms.deadline_ms is None or promised.p99_ms <= terms.deadline_ms * (1 + 1e-9) + 1e-12
+            assert terms.max_cost is None or promised.cost <= terms.max_cost * (1 + 1e-9) + 1e-12
+            assert terms.min_accuracy is None or promised.accuracy >= terms.min_accuracy * (1 - 1e-9) - 1e-12
