@@ -8,18 +8,27 @@ from collections.abc import Mapping, Sequence
 
 from deployments.applications import Installation, Report, delete, refuse, start
 from deployments.loading import describe, pin
-from deployments.measure import ValidationSet, ends, load_validation, measure_all, measure_latency
+from deployments.measure import (
+    TIMEOUT_S,
+    ValidationSet,
+    ends,
+    load_validation,
+    measure_all,
+    measure_latency,
+    stretched,
+)
 from deployments.registry import RegistryClient
 from deployments.serve_calls import ServeCalls
 from planner.batching import Batchers
 from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.dispatch import Dispatcher
-from planner.errors import BadCard, Conflict
+from planner.errors import BadCard, BadRequest, Conflict, StepFailed
 from planner.goals import Goal
 
 SEED = 20  # of the rows that the contract is tried on
 PROFILE_ROWS = (1, 16, 64)
+PROFILE_ELEMENTS = (2_000, 20_000)  # of one row, where its size is free
 
 
 def deploy(
@@ -128,7 +137,16 @@ async def _probed(card: Card, report: Report) -> Card:
     calls = ServeCalls()
     await calls.check(card.id, SEED)
     sizes = [n for n in PROFILE_ROWS if n <= card.resources.max_batch_rows]
-    samples = {n: await calls.samples(card.id, n, SEED) for n in sizes}
+    samples = [await calls.samples(card.id, n, SEED) for n in sizes]
+    for n_elements in PROFILE_ELEMENTS:
+        longer = stretched(card, samples[0], n_elements)
+        try:
+            if longer:
+                await calls.infer(card.id, {port: [values] for port, values in longer.items()}, TIMEOUT_S)
+                samples.append(longer)
+        except (StepFailed, BadRequest) as error:  # not every length makes sense to every model
+            report(f"{card.id} is not measured with {n_elements:,} elements: {error.message}")
     profile = await measure_latency(card, samples, calls)
-    report(f"{card.id} holds its contract; {profile.fixed_ms:.2f} ms + {profile.per_row_ms:.4f} ms a row")
+    per_kilo = f" + {profile.per_kilo_ms:.4f} ms per 1,000 elements" if card.free_ports else ""
+    report(f"{card.id} holds its contract; {profile.fixed_ms:.2f} ms + {profile.per_row_ms:.4f} ms a row{per_kilo}")
     return card.but(profile=profile)

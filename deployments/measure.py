@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -22,6 +22,7 @@ from planner.features import Array, Rows
 from planner.goals import Goal, Terms
 from planner.plan import plan
 from planner.plans import Plan, PlanRequest
+from planner.profiles import ProfileTracker
 
 TIMEOUT_S = 60.0
 CHUNK_ROWS = 512
@@ -63,22 +64,46 @@ def load_validation(goal: Goal) -> ValidationSet:
     )
 
 
-async def measure_latency(card: Card, samples: Mapping[int, Mapping[str, Array]], calls: Calls) -> LatencyProfile:
-    """The profile seen from a caller: `samples` holds rows per batch size, each run a few times, one at a time."""
-    sizes, medians, ratios = [], [], []
-    for n_rows, rows in sorted(samples.items()):
+async def measure_latency(card: Card, samples: Sequence[Mapping[str, Array]], calls: Calls) -> LatencyProfile:
+    """The profile seen from a caller. Each of `samples` (arrays (n_rows, ...) by port) runs a few times, one at a time;
+    they differ in rows, and in size where the card has inputs of free size."""
+    tracker = ProfileTracker()
+    ratios = []
+    for rows in samples:
         took_ms = []
         for _ in range(9):
             started_s = perf_counter()
             await calls.infer(card.id, {port: [values] for port, values in rows.items()}, TIMEOUT_S)
             took_ms.append((perf_counter() - started_s) * 1e3)
         warm = took_ms[2:]  # the first calls open connections and fill caches
-        sizes.append(n_rows)
-        medians.append(float(np.median(warm)))
-        ratios.append(max(warm) / medians[-1])
-    per_row_ms = max(0.0, float(np.polyfit(sizes, medians, 1)[0])) if len(sizes) > 1 else 0.0
-    fixed_ms = max(0.0, float(np.median(np.array(medians) - per_row_ms * np.array(sizes))))
-    return LatencyProfile(fixed_ms, per_row_ms, p99_ratio=float(np.median(ratios)), n_calls=7 * len(sizes))
+        median_ms = float(np.median(warm))
+        ratios.append(max(warm) / max(median_ms, 1e-6))
+        kilo = sum(rows[port].size for port in card.free_ports) / 1e3
+        for _ in warm:
+            tracker.observe(len(next(iter(rows.values()))), kilo, median_ms)
+    # Nothing is known of what was not varied: no slope there.
+    fitted = tracker.profile(LatencyProfile(0.0, 0.0))
+    return replace(fitted, p99_ratio=max(1.0, float(np.median(ratios))), n_calls=tracker.n_calls)
+
+
+def stretched(card: Card, rows: Mapping[str, Array], n_elements: int) -> dict[str, Array]:
+    """The same rows with every free dimension repeated by one factor, so that a row of the largest input has about
+    `n_elements`. Empty where nothing is free but texts, whose length is their own."""
+    ports = [p for p in card.inputs if -1 in p.feature.shape and p.feature.datatype != "BYTES"]
+    if not ports:
+        return {}
+    made = dict(rows)
+    largest = max(rows[p.name][0].size for p in ports)
+    for port in ports:
+        values = rows[port.name]
+        free = [
+            axis for axis, d in enumerate(port.feature.shape, start=values.ndim - len(port.feature.shape)) if d == -1
+        ]
+        factor = max(1, round((n_elements / max(largest, 1)) ** (1 / len(free))))
+        for axis in free:
+            values = np.repeat(values, factor, axis=axis)
+        made[port.name] = values
+    return made
 
 
 def ends(card: Card, goal: Goal) -> bool:

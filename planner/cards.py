@@ -35,8 +35,8 @@ def _at_least(name: str, value: float, least: float) -> None:
 class LatencyProfile:
     """How long one call takes, seen from the caller: `fixed_ms + per_row_ms * n_rows + per_kilo_ms * kilo`.
 
-    `kilo` counts thousands of input elements and matters only where an input has free dimensions (`per_kilo_ms`
-    is 0 otherwise). `p99_ratio` is p99 over p50, at least 1. `n_calls` is how many calls were measured; 0 means
+    `kilo` counts thousands of elements over all rows of the inputs with free dimensions (`per_kilo_ms` is 0 where
+    there are none). `p99_ratio` is p99 over p50, at least 1. `n_calls` is how many calls were measured; 0 means
     the figures are the author's guess.
     """
 
@@ -212,6 +212,11 @@ class Card:
     @property
     def id(self) -> ExtensionId:
         return extension_id(self.name, self.version)
+
+    @property
+    def free_ports(self) -> tuple[str, ...]:
+        """The input ports whose rows have no fixed size."""
+        return tuple(port.name for port in self.inputs if -1 in port.feature.shape)
 
     @property
     def identity(self) -> tuple[object, ...]:

@@ -95,7 +95,7 @@ class Rejected:
 class PlanRequest:
     """What planning needs to know of a request: features in, features wanted, terms, size. No data.
 
-    `kilo` is the size of one row in thousands of elements, counted over inputs with free dimensions.
+    `kilo` is the size of all rows in thousands of elements, counted over inputs with free dimensions.
     `must_use` forces one extension into the plan; `avoid` keeps some out (they just failed, say).
     """
 

@@ -293,11 +293,8 @@ def _check_inputs(inputs: Mapping[str, Array], ports: tuple[Port, ...]) -> None:
 
 
 def _kilo(inputs: Mapping[str, Array], ports: tuple[Port, ...]) -> float:
-    """Thousands of elements in one row, over the inputs whose size is free."""
-    if not any(-1 in port.feature.shape for port in ports):
-        return 0.0
-    sizes = (inputs[p.name].size / len(inputs[p.name]) for p in ports if -1 in p.feature.shape and p.name in inputs)
-    return sum(sizes) / 1e3
+    """Thousands of elements in all rows, over the inputs whose size is free."""
+    return sum(inputs[p.name].size for p in ports if -1 in p.feature.shape and p.name in inputs) / 1e3
 
 
 def _chosen(outputs: Mapping[str, Rows], names: tuple[str, ...]) -> Mapping[str, Rows]:

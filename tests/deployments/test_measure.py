@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.measure import ends, load_validation, measure_all, measure_latency, right_rows, risk_coverage
+from deployments.measure import (
+    ends,
+    load_validation,
+    measure_all,
+    measure_latency,
+    right_rows,
+    risk_coverage,
+    stretched,
+)
 from planner.batching import Batchers
 from planner.calls import LocalCalls
 from planner.cards import Accuracy, Card, Threshold
@@ -95,11 +104,30 @@ def test_a_combiner_is_worth_what_it_combines_and_not_measured_itself() -> None:
 
 
 def test_the_profile_separates_the_fixed_part_from_the_part_per_row() -> None:
-    samples = {n: {"x": np.ones(n, np.float32)} for n in (1, 16, 64)}
+    samples = [{"x": np.ones(n, np.float32)} for n in (1, 16, 64)]
     profile = asyncio.run(measure_latency(CARD, samples, LocalCalls({CARD.id: signer})))
     assert profile.n_calls == 21
     assert 0.0 <= profile.fixed_ms < 1000.0
+    assert profile.per_kilo_ms == 0.0
     assert profile.p99_ratio >= 1.0
+
+
+def test_rows_of_free_size_are_measured_at_several_sizes() -> None:
+    free = Card("sum", "1", (Port("x", Feature("numbers", "FP32", (-1,))),), (Port("y", NUMBER),))
+
+    def work(rows: dict[str, Array]) -> dict[str, Rows]:
+        time.sleep(rows["x"].size * 1e-6)  # 1 ms per 1,000 elements: the work itself, not a wait for something
+        return {"y": Rows(rows["x"].sum(axis=1))}
+
+    small = {"x": np.ones((1, 4), np.float32)}
+    samples = [small, stretched(free, small, 2_000), stretched(free, small, 20_000)]
+    assert [s["x"].shape for s in samples] == [(1, 4), (1, 2_000), (1, 20_000)]
+    profile = asyncio.run(measure_latency(free, samples, LocalCalls({free.id: work})))
+    assert profile.per_kilo_ms == pytest.approx(1.0, rel=0.5)
+
+
+def test_only_what_has_a_free_size_is_stretched() -> None:
+    assert stretched(CARD, {"x": np.ones(1, np.float32)}, 2_000) == {}
 
 
 def test_right_means_equal_for_labels_and_near_for_numbers() -> None:

@@ -19,7 +19,7 @@ FAR_S = 1e9
 
 def batcher(work: Work, **limits: int) -> tuple[Batcher, PacedCalls]:
     calls = PacedCalls({NAME: work})
-    return Batcher(NAME, calls, BatchLimits(**limits), lambda extension, n_rows, took_ms: None), calls
+    return Batcher(NAME, calls, BatchLimits(**limits), lambda extension, n_rows, kilo, took_ms: None), calls
 
 
 def numbers(*values: float) -> dict[str, Array]:
@@ -248,3 +248,14 @@ def test_pieces_that_come_back_in_different_shapes_are_the_extensions_fault() ->
 
     with pytest.raises(ExtensionBroken, match=r"plus@1 gives rows of different shapes"):
         asyncio.run(scenario())
+
+
+def test_what_a_call_took_is_told_with_its_rows_and_the_size_of_what_has_no_fixed_size() -> None:
+    async def scenario() -> None:
+        told: list[tuple[int, float]] = []
+        calls = PacedCalls({NAME: plus(0)})
+        queue = Batcher(NAME, calls, BatchLimits(), lambda e, n_rows, kilo, ms: told.append((n_rows, kilo)), ("x",))
+        await queue.submit({"x": np.ones((2, 500), np.float32)}, 2, FAR_S)
+        assert told == [(2, 1.0)]
+
+    asyncio.run(scenario())

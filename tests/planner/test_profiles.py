@@ -16,7 +16,7 @@ def tracker(fixed_ms: float, per_row_ms: float, sizes: list[int], noise: float =
     rng = np.random.default_rng(3)
     made = ProfileTracker()
     for n_rows in sizes:
-        made.observe(n_rows, (fixed_ms + per_row_ms * n_rows) * (1 + noise * rng.standard_normal()))
+        made.observe(n_rows, 0.0, (fixed_ms + per_row_ms * n_rows) * (1 + noise * rng.standard_normal()))
     return made
 
 
@@ -48,8 +48,8 @@ def test_only_profiles_that_differ_are_news() -> None:
     profiles = Profiles()
     same, slower, unused = ExtensionId("same@1"), ExtensionId("slower@1"), ExtensionId("unused@1")
     for n_rows in SIZES:
-        profiles.observe(same, n_rows, PRIOR.p50_ms(n_rows))
-        profiles.observe(slower, n_rows, 3 * PRIOR.p50_ms(n_rows))
+        profiles.observe(same, n_rows, 0.0, PRIOR.p50_ms(n_rows))
+        profiles.observe(slower, n_rows, 0.0, 3 * PRIOR.p50_ms(n_rows))
     news = profiles.changed({same: PRIOR, slower: PRIOR, unused: PRIOR})
     assert list(news) == [slower]
     assert news[slower].p50_ms(10) == pytest.approx(3 * PRIOR.p50_ms(10))
@@ -58,6 +58,16 @@ def test_only_profiles_that_differ_are_news() -> None:
 def test_an_extension_that_was_gone_is_measured_anew() -> None:
     profiles = Profiles()
     for n_rows in SIZES:
-        profiles.observe(ExtensionId("a@1"), n_rows, 50.0)
+        profiles.observe(ExtensionId("a@1"), n_rows, 0.0, 50.0)
     profiles.keep_only(frozenset())
     assert profiles.changed({ExtensionId("a@1"): PRIOR}) == {}
+
+
+def test_the_size_of_rows_without_fixed_size_gets_a_slope_of_its_own() -> None:
+    made = ProfileTracker()
+    for i, n_rows in enumerate(SIZES):
+        kilo = n_rows * (1 + i % 5) * 0.2
+        made.observe(n_rows, kilo, 2.0 + 0.1 * n_rows + 0.7 * kilo)
+    found = made.profile(PRIOR)
+    assert found.per_kilo_ms == pytest.approx(0.7, rel=0.02)
+    assert found.per_row_ms == pytest.approx(0.1, rel=0.05)
