@@ -126,7 +126,7 @@ def decode_request(
     `body`. Raises BadRequest, BadInput, BadTerms, or BodyTooLarge for more than `max_rows` rows.
     """
     head, tail = _split(body, header_bytes)
-    document = _object("the body", _parse(head), _REQUEST_FIELDS)
+    document = _object("the body", parse_json(head), _REQUEST_FIELDS)
     parameters = _parameters("the request", document)
     outputs, form = _requested(document.get("outputs"), parameters)
     own_id = document.get("id")
@@ -208,7 +208,7 @@ def decode_reply(body: bytes, header_bytes: int | None = None) -> Reply:
     """The answer of any Open Inference server. Raises ExtensionBroken when it does not follow the protocol."""
     try:
         head, tail = _split(body, header_bytes)
-        document = _object("the reply", _parse(head))
+        document = _object("the reply", parse_json(head))
         found = _arrays("output", document.get("outputs"), tail)
         return Reply(
             model=str(document.get("model_name") or ""),
@@ -284,6 +284,14 @@ def terms_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if timeout_us and "deadline_ms" not in terms:
             terms["deadline_ms"] = timeout_us / 1e3
     return terms
+
+
+def parse_json(head: bytes | memoryview) -> object:
+    """The document in `head`. Raises BadRequest for what is no JSON or nested too deep."""
+    try:
+        return orjson.loads(head)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"malformed JSON: {error}.", hint="NaN and Infinity are no JSON either.") from None
 
 
 def check_id(id: object) -> str:
@@ -452,13 +460,6 @@ def _short(value: object, most: int = 60) -> str:
         return f"a {type(value).__name__} of {len(value)}"
     text = repr(value)
     return text if len(text) <= most + 2 else text[:most] + "..."
-
-
-def _parse(head: bytes | memoryview) -> object:
-    try:
-        return orjson.loads(head)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"malformed JSON: {error}.", hint="NaN and Infinity are no JSON either.") from None
 
 
 def _split(body: bytes, header_bytes: int | None) -> tuple[bytes | memoryview, memoryview | None]:

@@ -23,8 +23,9 @@ from deployments.gateway.codec import (
     decode_inputs,
     encode_error,
     internal_error,
+    parse_json,
 )
-from deployments.gateway.http import error_headers
+from deployments.gateway.http import aside, error_headers, values_bytes
 from deployments.gateway.limits import Limits
 from deployments.gateway.messages import Engine, InferRequest
 from deployments.gateway.metadata import (
@@ -58,7 +59,7 @@ from deployments.gateway.schemas import (
     Tensor,
     TermsBody,
 )
-from planner.errors import BadInput, BadRequest, BodyTooLarge, FenixError, NotFound, near
+from planner.errors import BadInput, BadRequest, BodyTooLarge, FenixError, NotFound, WrongMethod, near
 from planner.features import DATATYPES, Array
 
 _MEANING = {
@@ -84,16 +85,46 @@ _RUNNING = _may_answer(400, 404, 413, 415, 422, 500, 502, 503, 504)
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
+class _Request(Request):
+    """Reads JSON as the infer routes do, and large bodies on a thread: FastAPI would do it on the loop."""
+
+    body_field: Any  # what FastAPI knows of the endpoint's body
+
+    async def json(self) -> Any:
+        """The endpoint's model, not the document. Raises BadRequest or RequestValidationError."""
+        body = await self.body()
+
+        def read() -> Any:
+            document = parse_json(body)
+            made, faults = self.body_field.validate(document, {}, loc=("body",))
+            if faults:
+                raise RequestValidationError(faults)
+            return made  # which passes FastAPI's own validation as it is
+
+        return await aside(len(body), read)
+
+
 class _Route(APIRoute):
     """Turns whatever an endpoint raises into the one error shape, so that no framework page and no trace gets out."""
 
     def get_route_handler(self) -> _Handler:
         handle = super().get_route_handler()
+        body_field = self.body_field
 
         async def handle_or_explain(request: Request) -> Response:
             try:
+                if body_field is not None:
+                    request = _Request(request.scope, request.receive)
+                    request.body_field = body_field
                 return await handle(request)
-            except (HTTPException, RequestValidationError):
+            except RequestValidationError:
+                raise
+            except HTTPException as error:
+                # FastAPI hides whatever reading the body raised behind one of its own
+                if isinstance(error.__cause__, FenixError):
+                    return _refusal(error.__cause__)
+                if isinstance(error.__cause__, RequestValidationError):
+                    raise error.__cause__ from None
                 raise
             except FenixError as error:
                 return _refusal(error)
@@ -216,18 +247,23 @@ _Offset = Annotated[int, Query(ge=0, le=2**53, description="Leave out the first 
 def _v1(engine: Engine, limits: Limits) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["Fenix"], route_class=_StrictRoute)
 
-    @router.post("/infer", responses=_RUNNING)
-    async def infer(body: InferBody, x_request_id: _RequestId = "") -> AnswerBody:
+    @router.post("/infer", response_model=AnswerBody, responses=_RUNNING)
+    async def infer(body: InferBody, request: Request, x_request_id: _RequestId = "") -> Any:
         """Finds the best plan for a sentence, wanted feature types or a goal, runs it, and says how it went."""
-        inputs = decode_inputs(_tensors(body.inputs), limits.max_rows)
-        request = _request(body, inputs, tuple(body.outputs), body.id or x_request_id)
-        explanation = await engine.explain(request) if body.explain else None
-        return AnswerBody.of(await engine.infer(request), explanation)
+        n_bytes = len(await request.body())
+        inputs = await aside(n_bytes, lambda: decode_inputs(_tensors(body.inputs), limits.max_rows))
+        asked = _request(body, inputs, tuple(body.outputs), body.id or x_request_id)
+        explanation = await engine.explain(asked) if body.explain else None
+        answer = await engine.infer(asked)
+        # Written here, for FastAPI would do it on the loop.
+        text = await aside(values_bytes(answer), lambda: AnswerBody.of(answer, explanation).model_dump_json())
+        return Response(text, media_type="application/json")
 
     @router.post("/plan", responses=_RUNNING)
-    async def plan(body: PlanBody) -> ExplanationInfo:
+    async def plan(body: PlanBody, request: Request) -> ExplanationInfo:
         """What infer would do, without doing it: the plan chosen, the others, and the rejected with the reason."""
-        return ExplanationInfo.of(await engine.explain(_request(body, _specified(body.inputs, limits))))
+        inputs = await aside(len(await request.body()), lambda: _specified(body.inputs, limits))
+        return ExplanationInfo.of(await engine.explain(_request(body, inputs)))
 
     @router.get("/extensions", responses=_may_answer(400, 500))
     async def extensions(limit: _Limit = 1000, offset: _Offset = 0) -> Extensions:
@@ -314,8 +350,8 @@ def _specified(inputs: list[Spec], limits: Limits) -> dict[str, Array]:
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
-def _refusal(error: FenixError) -> Response:
-    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+def _refusal(error: FenixError, allow: str = "") -> Response:
+    headers = {name.decode(): value.decode() for name, value in error_headers(error, allow)}
     return Response(encode_error(error), error.status, headers)
 
 
@@ -325,16 +361,17 @@ async def _explain_http(request: Request, error: Exception) -> Response:
     path = request.url.path[:128]
     if error.status_code == 404:
         return _refusal(NotFound(f"there is no {path}.", hint="GET /openapi.json lists the routes."))
-    said = f"{path} does not take {request.method}." if error.status_code == 405 else str(error.detail)
-    return JSONResponse({"error": said}, error.status_code, error.headers)
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        said = f"{path} does not take {request.method[:16]}."
+        return _refusal(WrongMethod(said, hint=f"It takes {allow}."), allow)
+    return _refusal(BadRequest(f"{error.detail}.", hint="GET /openapi.json describes what is taken."))
 
 
 async def _explain_validation(request: Request, error: Exception) -> Response:
     """What pydantic refused: the first fault, by its path in the body."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return _refusal(BadRequest(f"malformed JSON: {first['ctx']['error']}."))
     where = ".".join(str(part) for part in first["loc"][1:])[:256] or "the body"
     kind = BadInput if where.startswith("inputs") else BadRequest
     return _refusal(kind(f"{where}: {first['msg']}.", hint="GET /openapi.json describes it."))

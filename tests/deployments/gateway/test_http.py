@@ -6,8 +6,10 @@ import http.client
 import json
 import logging
 import socket
+import threading
 import zlib
 from collections.abc import Iterator
+from pkgutil import resolve_name
 from typing import Any
 
 import httpx
@@ -170,7 +172,11 @@ def test_the_header_names_a_request_whose_body_does_not(http: Served) -> None:
         ("POST", "/v2/models/a/b/infer", 404, "there is no"),
         ("GET", DOUBLE, 405, "takes POST, not GET"),
         ("DELETE", DOUBLE, 405, "takes POST, not DELETE"),
-        ("PUT", "/v2/health/live", 405, "does not take PUT"),
+        ("PUT", "/v2/health/live", 405, "does not take PUT. It takes GET."),
+        ("OPTIONS", "/v2/health/live", 405, "does not take OPTIONS. It takes GET."),
+        ("OPTIONS", "/v1/infer", 405, "does not take OPTIONS. It takes POST."),
+        ("DELETE", "/v2/repository/index", 405, "It takes POST."),
+        ("OPTIONS", DOUBLE, 405, "Send a body with POST."),
         ("GET", "/v2/models/dubble", 404, "Nearest: double"),
         ("GET", "/v2/models/double/versions/9", 404, "It has 1."),
         ("GET", "/v2/models/doubling/versions/9/ready", 404, "It has '1'."),
@@ -184,7 +190,47 @@ def test_wrong_routes_and_methods_get_the_one_error_shape(
     assert answer.headers["content-type"] == "application/json"
     assert list(answer.json()) == ["error"]
     assert words in answer.json()["error"]
-    assert status != 405 or answer.headers["allow"] in ("POST", "GET")
+    assert answer.headers["fenix-error"] == ("NotFound" if status == 404 else "WrongMethod")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "TRACE"])
+@pytest.mark.parametrize(
+    ("path", "takes"),
+    [(DOUBLE, {"POST"}), ("/v1/infer", {"POST"}), ("/v1/goals", {"GET"}), ("/openapi.json", {"GET", "HEAD"})],
+)
+def test_a_wrong_method_is_told_the_right_ones(http: Served, method: str, path: str, takes: set[str]) -> None:
+    answer = httpx.request(method, http.url + path)
+    if method in takes:
+        assert answer.status_code == 200
+        return
+    assert (answer.status_code, answer.headers["fenix-error"]) == (405, "WrongMethod")
+    assert set(answer.headers["allow"].split(", ")) == takes
+
+
+@pytest.mark.parametrize("n_elements", [4, 1 << 18])
+def test_large_bodies_and_outputs_leave_the_loop_to_others(
+    http: Served, monkeypatch: pytest.MonkeyPatch, n_elements: int
+) -> None:
+    places: list[bool] = []
+    rest = ("rest.parse_json", "rest.decode_inputs", "rest.AnswerBody.of")
+    for name in ("http.decode_request", "http.encode_answer", *rest):
+        _note_thread(monkeypatch, f"deployments.gateway.{name}", http, places)
+    x = {"name": "x", "datatype": "FP32", "shape": [1, n_elements], "data": [1.25] * n_elements}
+    assert post(http, DOUBLE, orjson.dumps({"inputs": [x]})).status_code == 200
+    answer = post(http, "/v1/infer", orjson.dumps({"goal": "doubling", "inputs": [x]}))
+    assert answer.json()["outputs"][0]["data"][-1] == 2.5
+    assert places == [n_elements == 4] * 5
+
+
+def _note_thread(monkeypatch: pytest.MonkeyPatch, target: str, served: Served, on_loop: list[bool]) -> None:
+    """Notes at each call of `target` whether it runs on the server's loop."""
+    function = resolve_name(target)
+
+    def noting(*given: Any, **named: Any) -> Any:
+        on_loop.append(threading.get_ident() == served.loop.thread_id)
+        return function(*given, **named)
+
+    monkeypatch.setattr(target, noting)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import httpx
@@ -113,6 +114,15 @@ def test_bad_bodies_are_refused_with_the_reason(
 def test_malformed_bodies_are_refused(http: Served, sent: bytes) -> None:
     answer = httpx.post(http.url + "/v1/infer", content=sent, headers={"content-type": "application/json"})
     assert (answer.status_code, list(answer.json())) == (400, ["error"])
+    assert answer.headers["fenix-error"] == "BadRequest"
+    assert re.search(r"[.:] [A-Z]", answer.json()["error"]), "a second sentence says what to do"
+
+
+def test_a_large_body_that_does_not_validate_is_refused_like_a_small_one(http: Served) -> None:
+    for n_elements in (1, 1 << 18):
+        answer = post(http, "/v1/infer", {"goal": "doubling", "inputs": [{**X, "data": [1.5] * n_elements, "u": 1}]})
+        assert (answer.status_code, answer.headers["fenix-error"]) == (400, "BadInput")
+        assert answer.json()["error"].startswith("inputs.0.u: Extra inputs are not permitted.")
 
 
 def test_extensions_and_goals_can_be_looked_at(http: Served) -> None:
