@@ -95,12 +95,13 @@ class _Composer:
     # Places.
 
     def places(self, seeds: Iterable[State]) -> Iterator[_Place]:
-        """The places of the base plans where there is a choice, each once; the weightiest of each plan first."""
+        """The places of the base plans where there is a choice, each once; of each plan first those where a combiner
+        stands with its two sources, which more may join, then the weightiest."""
         known: set[object] = set()
         for seed in seeds:
             results = {(b.giver, b.out) for b in seed.binds if b.giver != FROM_REQUEST}
             found = 0
-            for giver, out in sorted(results, key=lambda r: (-self._weight(seed.steps[r[0]].card), r)):
+            for giver, out in sorted(results, key=lambda r: (self._rank(seed.steps[r[0]].card), r)):
                 takers = [b for b in seed.binds if (b.giver, b.out) == (giver, out)]
                 if found == MOST_PLACES or not self._choice(seed, giver, takers[0].taker, takers[0].port):
                     continue
@@ -114,20 +115,20 @@ class _Composer:
                     draft = Draft.of(rest, self._index, self._problem.request)
                     yield _Place(rest, draft, seed.steps[giver].card)
 
-    def _weight(self, card: int) -> float:
-        return self._problem.card(card).score + self._problem.latency_weight * self._problem.card(card).p50_ms
+    def _rank(self, card: int) -> tuple[bool, float]:
+        known = self._problem.card(card)
+        return card not in self._index.combiners, -(known.score + self._problem.latency_weight * known.p50_ms)
 
     def _choice(self, seed: State, giver: int, taker: int, port: int) -> bool:
-        """Whether anything could be composed here: several ways and a judge among them, or a combiner."""
+        """Whether anything could be composed here: with a combiner, or of several ways with a judge among them."""
         if seed.steps[taker].card in self._index.combiners:
             return False
         n = len(self._index.needs)
         need = n + port if taker == GOAL else self._index.card_needs[seed.steps[taker].card][port]
+        if any(True for _ in self._combiners(need)):
+            return True  # its members may give something else than it gives, so one giver of this need is enough
         cards, _ = self._problem.givers(need)
-        if len(cards) < 2:
-            return False
-        judges = self._index.judges
-        return (bool(judges) and not judges.isdisjoint(cards)) or any(True for _ in self._combiners(need))
+        return len(cards) > 1 and not self._index.judges.isdisjoint(cards)
 
     def _combiners(self, need: int) -> Iterator[int]:
         request = self._problem.request
@@ -342,11 +343,9 @@ class _Composer:
             p50_ms = max(m.p50_ms for m in members)
             return self._score(rest_loss + loss_of(accuracy), p50_ms, rest_cost + self._sum(added)[2])
 
-        # A vote of two rarely helps, one of three may: so three are tried even when the second brings nothing.
+        # An even number of votes rarely helps, the next odd one may: so a member that brings nothing ends nothing.
         while len(chosen) < min(most, MOST_MEMBERS, len(ways)):
             step = min((score([*chosen, w]), i) for i, w in enumerate(ways) if w not in chosen)
-            if len(chosen) >= 3 and best is not None and step[0] >= best.score:
-                break
             chosen.append(ways[step[1]])
             if len(chosen) >= 2 and step[0] < math.inf and (best is None or step[0] < best.score):
                 best = _Candidate(step[0], "ensemble", place, tuple(chosen), combiner=combiner)

@@ -224,6 +224,59 @@ def test_a_combiner_that_alone_gives_what_is_wanted_gets_two_sources():
     check(best, request, catalogue)
 
 
+SCORERS = [card(f"scorer{i}", "image", "scores", p50_ms=1, accuracy=0.8, cost=0.001) for i in range(5)]
+POLL = Card("poll", "1", (Port("votes", Feature("scores"), 5),), (Port("out0", Feature("label")),))
+
+
+def scorers_at_work(found: Plan) -> int:
+    return sum(id_.startswith("scorer") for id_ in found.extensions())
+
+
+def test_a_combiner_is_tried_beside_the_only_direct_way():
+    one = card("one", "image", "label", p50_ms=1, accuracy=0.5)
+    request, catalogue = wish("image", "label"), Catalogue.of([*SCORERS, POLL, one])
+    best = plan(request, catalogue).best
+    assert best.kind == "ensemble"
+    assert scorers_at_work(best) >= 3
+    check(best, request, catalogue)
+
+
+def test_a_combiner_that_alone_gives_what_is_wanted_gets_as_many_members_as_pay():
+    request, catalogue = wish("image", "label"), Catalogue.of([*SCORERS, POLL])
+    best = plan(request, catalogue).best
+    assert scorers_at_work(best) == 5
+    check(best, request, catalogue)
+    dear = Catalogue.of([*[scorer.but(cost=1.0) for scorer in SCORERS], POLL])
+    assert scorers_at_work(plan(request, dear).best) == 2
+
+
+def test_a_combiner_deep_in_a_plan_gets_more_members_too():
+    request = wish("image", "verdict")
+    catalogue = Catalogue.of([*SCORERS, POLL, card("judge", "label", "verdict")])
+    best = plan(request, catalogue).best
+    assert scorers_at_work(best) == 5
+    check(best, request, catalogue)
+
+
+def test_more_members_may_be_all_that_keeps_the_terms():
+    one = card("one", "image", "label", p50_ms=1, accuracy=0.5)
+    for cards in ([*SCORERS, POLL, one], [*SCORERS, POLL]):
+        request = wish("image", "label", terms=Terms(min_accuracy=0.85))
+        best = plan(request, Catalogue.of(cards)).best
+        assert best.prediction.accuracy >= 0.85
+        check(best, request, Catalogue.of(cards))
+
+
+def test_members_of_another_kind_than_the_combiner_s_result_are_chosen_by_score():
+    mixed = [scorer.but(name=f"scorer{i}", accuracy=Accuracy(0.5 + i / 20)) for i, scorer in enumerate(SCORERS * 2)]
+    one = card("one", "image", "label", p50_ms=1, accuracy=0.5)
+    request, catalogue = wish("image", "label"), Catalogue.of([*mixed, POLL, one])
+    best = plan(request, catalogue).best
+    assert {"scorer9@1", "scorer8@1", "scorer7@1"} <= set(best.extensions())
+    assert "scorer0@1" not in best.extensions()
+    check(best, request, catalogue)
+
+
 def test_a_combiner_that_has_to_be_used_is_used():
     request = wish("image", "label", must_use=VOTE.id)
     catalogue = Catalogue.of([CHEAP, DEAR, CLEAN, VOTE, LABEL])
