@@ -16,9 +16,13 @@ def main() -> None:
     for name in chosen:
         if name not in BENCHMARKS:
             raise SystemExit(f"there is no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
+    failed = []
     for name in chosen:
         print(f"== {name}: {BENCHMARKS[name]}", flush=True)
-        subprocess.run([sys.executable, "-m", f"tests.benchmarks.bench_{name}"], check=True)
+        if subprocess.run([sys.executable, "-m", f"tests.benchmarks.bench_{name}"]).returncode != 0:
+            failed.append(name)
+    if failed:
+        raise SystemExit(f"did not finish: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
