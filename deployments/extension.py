@@ -321,6 +321,8 @@ def check_outputs(ext: Extension, result: Result, n_rows: int) -> dict[str, Rows
 def _output(what: str, values: Any, feature: Feature, n_rows: int) -> Array:
     if not isinstance(values, np.ndarray):
         raise ExtensionBroken(f"{what} is {_a(values)}, not a numpy array.", hint=_way_to_numpy(values))
+    if isinstance(values, np.ma.MaskedArray):  # the mask would be lost on the way, and what is under it be taken
+        raise ExtensionBroken(f"{what} is a masked array.", hint="Return `values.filled(...)`.")
     if values.ndim == 0 or len(values) != n_rows:
         got = "a single value" if values.ndim == 0 else f"{len(values)} rows"
         raise ExtensionBroken(f"{what} has {got} for {n_rows} rows of input.", hint="Return one row per input row.")

@@ -155,8 +155,30 @@ def test_a_confidence_that_depends_on_the_batch_is_caught() -> None:
     assert "row 0 alone: the confidence differs" in report.failures[0].reason
 
 
+@pytest.mark.parametrize("n_rows", [2, 7, 8, 16])
+def test_another_answer_for_larger_batches_is_caught(n_rows: int) -> None:
+    assert contract.BATCH in failed(judged(lambda x: x * 2 if len(x) <= n_rows else x))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_no_numbers_are_caught(value: float) -> None:
+    def sometimes(x: Array) -> Array:
+        return np.where(x > np.median(x), np.float32(value), x)
+
+    report = judged(sometimes)
+    assert failed(report) == {contract.FITS}
+    assert "output 'y' is NaN or infinite in" in report.failures[0].reason
+    assert "override `samples`" in report.failures[0].reason
+
+
+def test_masked_outputs_are_caught() -> None:
+    report = judged(lambda x: np.ma.masked_greater(x, 0.5))
+    assert failed(report) == {contract.FITS}
+    assert "output 'y' is a masked array" in report.failures[0].reason
+
+
 def test_giving_the_same_buffer_twice_is_caught() -> None:
-    buffer = np.zeros((6, 3), np.float32)
+    buffer = np.zeros((17, 3), np.float32)
 
     def reuse(x: Array) -> Array:
         np.multiply(x, 2, out=buffer[: len(x)])
