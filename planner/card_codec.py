@@ -7,6 +7,8 @@ The schema is closed and is the records themselves: their fields, types and defa
     source: models:/read-digit@champion
     inputs: [{name: image, type: image/digit, datatype: FP32, shape: [8, 8]}]
     outputs: [{name: digit, type: label/digit, datatype: INT64}]
+
+Ports may also be written by name, as the classes do: `outputs: {digit: {type: label/digit, datatype: INT64}}`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from planner.features import Feature, Port
 from planner.goals import Goal, Terms
 
 _DEPTH = 32
+_PORTS = "Write for example [{name: image, type: image/digit, datatype: FP32, shape: [8, 8]}]."
 
 
 def parse_card(given: Any, where: str) -> Card:
@@ -132,6 +135,25 @@ def _port(given: Any, at: _At) -> Port:
     return port
 
 
+def _ports(given: Any, at: _At) -> tuple[Port, ...]:
+    if isinstance(given, Mapping):
+        return tuple(
+            _port(_named(name, port, at.key(name)), at.key(name))
+            for name, port in _mapping(given, at, "ports by name").items()
+        )
+    if not isinstance(given, list | tuple):
+        raise at.wrong(f"{_shown(given)} is not a list of ports.", _PORTS)
+    return tuple(_port(port, at.item(i)) for i, port in enumerate(given))
+
+
+def _named(name: str, port: Any, at: _At) -> Mapping[str, Any]:
+    if not isinstance(port, Mapping):
+        raise at.wrong(f"{_shown(port)} is not a port.", _PORTS)
+    if port.get("name", name) != name:
+        raise at.wrong(f"a port {name!r} is named {_shown(port['name'])}.", "Name it once.")
+    return {**port, "name": name}
+
+
 def _terms(given: Any, at: _At) -> Terms:
     try:
         return Terms.parse(_mapping(given, at, "terms by name"))
@@ -159,6 +181,8 @@ def _read(kind: Any, given: Any, at: _At) -> Any:
     if is_dataclass(kind):
         return _record(kind, given, at)  # type: ignore[arg-type]
     if origin in (tuple, frozenset):
+        if arguments[0] is Port:
+            return _ports(given, at)
         if not isinstance(given, list | tuple):
             raise at.wrong(f"{_shown(given)} is not a list.", "Write it in square brackets.")
         return origin(_read(arguments[0], item, at.item(i)) for i, item in enumerate(given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from typing import Any
 
@@ -17,6 +18,32 @@ from planner.cards import KINDS, Accuracy, Card, ChainRule, Evidence, LatencyPro
 from planner.errors import BadCard
 from planner.features import DATATYPES, Feature, Port
 from planner.goals import Goal, Objective, Terms
+
+PORT = {"type": "image/digit", "datatype": "FP32", "shape": [8, 8]}
+
+
+def test_ports_are_written_as_a_list_or_by_name() -> None:
+    card = {"name": "a", "version": "1"}
+    listed = {"inputs": [{"name": "image", **PORT}], "outputs": [{"name": "digit", "type": "label/digit"}]}
+    by_name = {"inputs": {"image": PORT}, "outputs": {"digit": {"type": "label/digit"}}}
+    assert parse_card(card | by_name, "c") == parse_card(card | listed, "c")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ("image", r"c: inputs: 'image' is not a list of ports. Write for example \[\{name: image, type: "),
+        ({"image": "image/digit"}, r"c: inputs.image: 'image/digit' is not a port. Write for example \["),
+        ({"image": {**PORT, "name": "img"}}, r"c: inputs.image: a port 'image' is named 'img'"),
+        ({"image": {"typ": "x"}}, r"c: inputs.image: there is no field 'typ'"),
+        ({1: PORT}, r"c: inputs: the key 1 is not a text"),
+    ],
+)
+def test_ports_that_are_written_wrong_show_how_they_look(inputs: object, says: str) -> None:
+    with pytest.raises(BadCard) as caught:
+        parse_card({"name": "a", "inputs": inputs, "outputs": [{"name": "y", "type": "y"}]}, "c")
+    assert re.match(says, caught.value.text())
+
 
 words = st.text(string.ascii_lowercase, min_size=1, max_size=8)
 shares = st.floats(0.0, 1.0)
