@@ -28,6 +28,7 @@ from planner.errors import ArtifactRefused, BadCard, ExtensionRaised, FenixError
 _MODELS = "models:/"
 _REMOTE = ("http://", "https://", "grpc://")
 _FILE = "file:"
+_DEPLOYED = "deployed_"  # begins the name of a module made from a single file
 
 
 def describe(
@@ -133,7 +134,7 @@ def _file(source: str) -> tuple[types.ModuleType, str]:
         raise ArtifactRefused(
             f"{path} is not the file that was deployed.", hint="Deploy it again to accept the change."
         )
-    name = f"deployed_{digest[:16]}"
+    name = f"{_DEPLOYED}{digest[:16]}"
     if name not in sys.modules:
         module = types.ModuleType(name)
         module.__file__ = path
@@ -150,8 +151,9 @@ def _class(module: types.ModuleType, attribute: str, source: str) -> type[Extens
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            known = [name for name, value in vars(found).items() if _is_extension(value)]
-            raise BadCard(f"source {source!r}: there is no {part!r} in {found.__name__}.", hint=near(part, known))
+            place = Path(module.__file__ or "").name if found.__name__.startswith(_DEPLOYED) else found.__name__
+            here = [name for name, value in vars(found).items() if _may_be_meant(value, module)]
+            raise BadCard(f"source {source!r}: there is no {part!r} in {place}.", hint=near(part, here))
         found = getattr(found, part)
     if not _is_extension(found):
         what = "a plain function" if inspect.isfunction(found) else f"a {type(found).__name__}"
@@ -159,6 +161,10 @@ def _class(module: types.ModuleType, attribute: str, source: str) -> type[Extens
         raise BadCard(f"source {source!r} is {what}, not an extension.", hint=hint)
     made: type[Extension] = found
     return made
+
+
+def _may_be_meant(value: Any, module: types.ModuleType) -> bool:
+    return _is_extension(value) or (inspect.isfunction(value) and value.__module__ == module.__name__)
 
 
 def _is_extension(value: Any) -> bool:

@@ -30,6 +30,8 @@ class _Commands(TyperGroup):
         except Exception as error:
             # typer's own (Exit, Abort, wrong usage) pass: it shows them itself
             if ctx.params.get("debug") or type(error).__module__.startswith("typer"):
+                if isinstance(message := getattr(error, "message", None), str):
+                    error.message = message.removeprefix("Value error, ")  # type: ignore[attr-defined]
                 raise
             fail(f"{type(error).__name__}: {error}. This should not happen; `fenix --debug ...` shows where it did.")
             raise typer.Exit(1) from None
@@ -47,9 +49,20 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from deployments.gateway.metadata import server_version
+
+        print(f"fenix {server_version()}")
+        raise typer.Exit
+
+
 @app.callback(help="Models that compose themselves for each request. Data goes to stdout, progress to stderr.")
 def fenix(
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
 ) -> None:
     pass
 

@@ -27,7 +27,7 @@ class What(enum.StrEnum):
 
 
 def get(
-    what: Annotated[What, typer.Argument(help="What to list.")],
+    what: Annotated[What, typer.Argument(metavar="WHAT", help="extensions, goals or features.")],
     output: Output = Format.TABLE,
     url: Url = "",
     settings: SettingsFile = None,

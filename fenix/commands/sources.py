@@ -11,7 +11,7 @@ from typing import Any
 from lineage.identity import hash_file
 from planner.card_codec import parse_card, parse_card_fields, parse_goal
 from planner.cards import Card
-from planner.errors import BadCard, near
+from planner.errors import BadCard, FenixError, near
 from planner.goals import Goal
 
 Describe = Callable[[str, Mapping[str, Any]], Card]
@@ -31,7 +31,7 @@ def read_source(
     kept in `store`, so that editing the original does not touch what is deployed. Raises BadCard."""
     if is_file_of_cards(source):
         return _from_yaml(Path(source).expanduser(), describe, store)
-    return [describe(loadable(source, Path(), store), options)], []
+    return [_described(source, options, Path(), describe, store)], []
 
 
 def read_goals(path: Path) -> list[Goal]:
@@ -66,6 +66,15 @@ def loadable(source: str, folder: Path, store: Path) -> str:
     return f"file:{kept.absolute()}#{digest}:{attribute}"
 
 
+def _described(source: str, options: Mapping[str, Any], folder: Path, describe: Describe, store: Path) -> Card:
+    """The card of a source. Errors name the source as it was written, not the stored copy."""
+    address = loadable(source, folder, store)
+    try:
+        return describe(address, options)
+    except FenixError as error:
+        raise type(error)(error.message.replace(address, source), hint=error.hint) from error.__cause__
+
+
 def _from_yaml(path: Path, describe: Describe, store: Path) -> tuple[list[Card], list[Goal]]:
     document = _document(path)
     _check_keys(document, ("cards", "goals"), path)
@@ -80,11 +89,11 @@ def _from_yaml(path: Path, describe: Describe, store: Path) -> tuple[list[Card],
 def _card(given: Any, where: str, folder: Path, describe: Describe, store: Path) -> Card:
     """A card in full, or a source whose own card is changed in the fields that are given."""
     if isinstance(given, Mapping) and isinstance(given.get("source"), str):
-        given = {**given, "source": loadable(given["source"], folder, store)}
         if "inputs" not in given or "outputs" not in given:
             fields = parse_card_fields(given, where)
             source, options = fields.pop("source"), fields.pop("options", {})
-            return describe(source, options).but(**fields)
+            return _described(source, options, folder, describe, store).but(**fields)
+        given = {**given, "source": loadable(given["source"], folder, store)}
     return parse_card(given, where)
 
 

@@ -18,6 +18,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from deployments.gateway.metadata import server_version
 from fenix.cli import app
 from fenix.output import EXIT_CODES
 from tests.deployments.gateway.engines import Served, served_http
@@ -284,6 +285,26 @@ class TestWithoutACluster:
         goals.write_text("goals: []")
         for words in (["deploy"], ["remove"], ["deploy", "a.yaml", "-p", "x=1"], ["deploy", "--goal", "none.yaml"]):
             assert run(*words).exit_code == 2
+
+
+def test_the_version_is_that_of_the_gateway() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"fenix {server_version()}\n", "")
+
+
+@pytest.mark.parametrize("words", [["get", "foo"], ["get", "goals", "-o", "foo"]])
+def test_a_choice_that_is_none_is_wrong_usage_and_lists_the_choices(words: list[str]) -> None:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert re.search(r": 'foo' is not one of '\w+', '\w+', '\w+'\.", result.stderr)
+    assert "Value error" not in result.stderr
+
+
+def test_the_options_before_a_command_are_documented() -> None:
+    group: Any = typer.main.get_command(app)
+    table = DOCS.read_text(encoding="utf-8").split("\n## ")[0]
+    for parameter in group.params:
+        assert all(f"`{word}`" in table for word in parameter.opts), parameter.name
 
 
 def test_an_address_that_is_none_is_wrong_usage() -> None:

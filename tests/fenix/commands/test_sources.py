@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ def test_a_file_of_code_is_kept_as_it_was_deployed(code: Path, tmp_path: Path) -
     assert loading.load(card).name == "halve"
     (again,), _ = read(f"{code}:quarter", tmp_path)
     assert again.source != card.source
+
+
+def test_a_name_that_is_not_in_a_file_is_answered_with_what_was_typed_and_what_is_near(
+    code: Path, tmp_path: Path
+) -> None:
+    network = tmp_path / "network.yaml"
+    network.write_text("cards: [{source: 'halving.py:havle'}]")
+    for source, typed in ((f"{code}:havle", f"{code}:havle"), (network, "halving.py:havle")):
+        with pytest.raises(BadCard) as caught:
+            read(source, tmp_path)
+        assert caught.value.text() == f"source {typed!r}: there is no 'havle' in halving.py. Nearest: halve."
+    code.write_text("def halve(x):\n    return x / 2\n")
+    with pytest.raises(BadCard, match=re.escape(f"source '{code}:havle': there is no")) as caught:
+        read(f"{code}:havle", tmp_path)
+    assert caught.value.hint == "Nearest: halve."
 
 
 @pytest.mark.parametrize(
