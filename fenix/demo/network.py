@@ -11,7 +11,7 @@ from torch import nn
 class DigitNetwork(nn.Module):
     """A small convolutional network: pixels (n, 64) in [0, 1] in, a logit per digit (n, 10) out."""
 
-    def __init__(self, channels: int = 8, dropout: float = 0.3) -> None:
+    def __init__(self, channels: int = 12, dropout: float = 0.3) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Unflatten(1, (1, 8, 8)),

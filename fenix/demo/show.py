@@ -83,12 +83,16 @@ def micros(cost_ms: float) -> str:
 
 
 def losers(explanation: Mapping[str, Any]) -> Iterator[str]:
-    """The nearest of the plans that were found and not taken, one line each: in what they fall behind, or which term
-    they break, and what they are."""
-    found = [(_beside(plan, explanation["chosen"]), plan) for plan in explanation["others"]]
+    """The nearest of the plans that were found and not taken, one line each: what speaks against them, what they are.
+
+    A plan that scores better than the chosen one broke a term; the others fall behind.
+    """
+    chosen = explanation["chosen"]
+    found = [("", plan) for plan in explanation["others"]]
     found += [(rejected["reason"], rejected["plan"]) for rejected in explanation["rejected"]]
     for reason, plan in found[:_MOST_REJECTED]:
-        yield f"{reason}: {chain(plan)}"
+        broke_a_term = reason and plan["score"] is not None and plan["score"] < chosen["score"]
+        yield f"{reason if broke_a_term else _beside(plan, chosen)}: {chain(plan)}"
 
 
 def _beside(plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from planner.errors import NoPlan, Unsure
 from planner.features import Array
 
 CONNECTIONS = 8
+WIDE = 118  # characters: room for all that is known of an extension
 MOST_TRIED = 30  # held-out rows, until one takes every step of the plan
 
 # The models that answer a goal alone, each with the steps it needs. Scores count as the digit that they speak for.
@@ -87,14 +88,24 @@ class Storyteller:
         self.title("The network: each extension a deployment of its own, measured before it got any traffic")
         rows = []
         for card in sorted(self.client.extensions(), key=_place):
-            takes = "scores/digit/*" if len(card["inputs"]) > 1 else card["inputs"][0]["type"]
-            right = card["accuracy"]
-            measured = f"{right['mean']:6.1%} ({right['low']:.1%}-{right['high']:.1%})" if right["n_rows"] else ""
-            ms = f"{card['profile']['fixed_ms'] + card['profile']['per_row_ms']:.1f}"
-            cost = show.micros(card["cost"])
-            rows.append((card["name"], card["kind"], takes, card["outputs"][0]["type"], cost, ms, measured))
-        columns = ("extension", "kind", "takes", "gives", "µs/row", "ms/call", "right (95 % interval)")
-        self.console.print(grid(columns, rows, right=columns[4:6]))
+            right, profile = card["accuracy"], card["profile"]
+            rows.append(
+                {
+                    "extension": card["name"],
+                    "kind": card["kind"],
+                    "takes": "scores/digit/*" if len(card["inputs"]) > 1 else card["inputs"][0]["type"],
+                    "gives": card["outputs"][0]["type"],
+                    "µs/row": show.micros(card["cost"]),
+                    "ms/call": f"{profile['fixed_ms'] + profile['per_row_ms']:.1f}",
+                    "right, 95 % interval": f"{right['mean']:6.1%}, {right['low']:.1%}-{right['high']:.1%}"
+                    if right["n_rows"]
+                    else "",
+                }
+            )
+        left_out = {"kind", "ms/call"} if self.console.width < WIDE else set()
+        columns = [column for column in rows[0] if column not in left_out]
+        numbers = ("µs/row", "ms/call")
+        self.console.print(grid(columns, [[row[column] for column in columns] for row in rows], right=numbers))
         self.console.print("µs/row: processor time in batches of 64. ms/call: one row, seen from the gateway.")
 
     def requests(self) -> None:

@@ -99,11 +99,11 @@ RECIPES = (
     ),
     Recipe(
         "glance-digit",
-        "Reads a digit at a glance, by the mean image of each: the cheapest way.",
+        "Reads a digit at a glance, with one small matrix: the cheapest way.",
         _PIXELS,
         Port("digit", digits.DIGIT),
         "pixels",
-        fitting.fit_means,
+        fitting.fit_glance,
     ),
     Recipe(
         "wine-linear",

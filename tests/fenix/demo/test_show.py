@@ -79,17 +79,23 @@ def test_the_picture_of_a_scan_is_half_as_large_and_shows_ink_on_paper() -> None
     assert "▓" in "".join(lines)
 
 
-def test_plans_that_lost_are_a_line_each_that_begins_with_what_they_lack() -> None:
-    def promising(accuracy: float, cost: float, p50_ms: float) -> dict[str, Any]:
-        return {**FORK, "prediction": {"accuracy": accuracy, "cost": cost, "p50_ms": p50_ms}}
+def _promising(plan: dict[str, Any], score: float, accuracy: float, cost: float, p50_ms: float) -> dict[str, Any]:
+    return {**plan, "score": score, "prediction": {"accuracy": accuracy, "cost": cost, "p50_ms": p50_ms}}
 
-    others = [promising(0.99, 0.0005, 5.0)]
-    rejected = [{"plan": CASCADE, "reason": "misses the deadline"}] * 4
-    explanation = {"chosen": promising(0.97, 0.1005, 3.0), "others": others, "rejected": rejected}
+
+def test_plans_that_lost_are_a_line_each_that_begins_with_what_speaks_against_them() -> None:
+    chosen = _promising(FORK, 1.0, 0.97, 0.1005, 3.0)
+    late = {"plan": _promising(CASCADE, 0.5, 0.98, 0.1, 9.0), "reason": "misses the deadline"}
+    worse = {"plan": _promising(CASCADE, 2.0, 0.96, 0.2005, 3.0), "reason": "costs 0.1 more"}
+    explanation = {
+        "chosen": chosen,
+        "others": [_promising(FORK, 1.5, 0.99, 0.0005, 5.0)],
+        "rejected": [late, worse, worse],
+    }
     assert list(show.losers(explanation)) == [
         "+2.00 points, -100 µs, +2.0 ms: scale → {left, right} → join",
         "misses the deadline: scale → cheap → dear?",
-        "misses the deadline: scale → cheap → dear?",
+        "-1.00 points, +100 µs, +0.0 ms: scale → cheap → dear?",
     ]
 
 
