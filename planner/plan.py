@@ -29,15 +29,18 @@ __all__ = ["Budget", "plan", "usual_budget"]
 MOST_REJECTED = 8
 MOST_FALLBACKS = 3
 EXPLAINING = 2.0  # budgets from the start, within which the search for the best reachable values of terms may begin
-_SMALL = 200  # extensions; below, a search ends by itself and is limited only as a precaution
+_SMALL = 200  # extensions; below, a search mostly ends by itself and is limited only as a precaution
 _MEDIUM = 5000  # extensions; above, a second set of bounds just to explain the losers would cost too much
 _LARGE = 20_000  # extensions; above, bounds on the terms are computed only where the search needs them
 
 
 def usual_budget(n_extensions: int) -> Budget:
-    """The default: enough to prove the best plans of an ordinary catalogue, bounded in time for a huge one."""
+    """The default: enough to prove the best plans of an ordinary catalogue, and always bounded in time.
+
+    In a small one with very many ways to the same end, or terms that nothing keeps, the proof could take a second.
+    """
     if n_extensions <= _SMALL:
-        return Budget(max_expansions=20_000, max_more=200)
+        return Budget(max_ms=50.0, max_expansions=20_000, max_more=200)
     return Budget(max_ms=1.5 + n_extensions / 50_000, max_more=50)
 
 

@@ -9,7 +9,7 @@ from planner.catalogue import Catalogue
 from planner.errors import NoPlan, TermsUnmet
 from planner.features import Feature, Port
 from planner.goals import Objective, Terms
-from planner.plan import plan
+from planner.plan import EXPLAINING, plan, usual_budget
 from planner.plans import REQUEST
 from planner.search import Budget
 from tests.benchmarks import bench_planning
@@ -326,6 +326,39 @@ def test_a_search_that_runs_out_of_budget_gives_its_best_and_says_so(budget, wha
     assert not found.complete
     assert f"the search was not finished: its budget of {what} ended" in found.best.reason
     check(found.best, request, catalogue)
+
+
+class Ticking:
+    """A clock on which each look takes a tenth of a millisecond."""
+
+    def __init__(self):
+        self.looks = 0
+
+    def __call__(self):
+        self.looks += 1
+        return self.looks * 1e-4
+
+
+def test_the_usual_budget_ends_in_time_in_a_dense_small_catalogue_and_says_so():
+    (catalogue, request), clock = tangle(width=5), Ticking()
+    assert len(catalogue.cards) <= 200
+    found = plan(request, catalogue, clock=clock)
+    assert not found.complete
+    assert "its budget of time ended" in found.best.reason
+    assert clock() * 1e3 <= 2.0 * usual_budget(len(catalogue.cards)).max_ms
+
+
+def test_a_dense_small_catalogue_refuses_in_time_and_says_what_is_not_proven():
+    (catalogue, request), clock = tangle(width=5), Ticking()
+    terms = Terms(max_cost=0.03, deadline_ms=13.0, min_accuracy=0.999)
+    with pytest.raises(TermsUnmet, match="found reaches"):
+        plan(replace(request, terms=terms), catalogue, clock=clock)
+    assert clock() * 1e3 <= (EXPLAINING + 1.0) * usual_budget(len(catalogue.cards)).max_ms
+
+
+@pytest.mark.parametrize("n_extensions", [0, 1, 200, 201, 100_000])
+def test_the_usual_budget_is_always_bounded_in_time(n_extensions):
+    assert 1.0 <= usual_budget(n_extensions).max_ms <= 50.0
 
 
 def test_the_same_request_gets_the_same_plans():
