@@ -3,7 +3,8 @@
 Fresh plans over random catalogues of 20, 1,000 and 100,000 extensions (the index of a snapshot is built beforehand
 and its time reported: it is paid once per epoch), and cached plans. Each request is another one: other inputs, other
 wanted features, half of them with terms. Every fifth has to be refused: a feature that nothing gives, an input that
-leads nowhere, or terms that cannot be kept, alone or together. Refusals count like plans.
+leads nowhere, or terms that cannot be kept, alone or together. Refusals count like plans, and so do the pauses of the
+garbage collector. A missed term is printed; with `--strict` it also is the exit status.
 """
 
 from __future__ import annotations
@@ -98,7 +99,6 @@ def fresh(n_extensions: int, n_requests: int, most_p99_ms: float) -> bool:
     index_of(catalogue)
     built_s = time.perf_counter() - started
     gc.collect()
-    gc.freeze()  # as the gateway does once a snapshot is loaded: a full collection would walk every card
     rng = random.Random(11)
     wall: dict[bool, list[float]] = {True: [], False: []}  # whether there was a plan
     cpu = []
@@ -115,7 +115,6 @@ def fresh(n_extensions: int, n_requests: int, most_p99_ms: float) -> bool:
             planned = False
         wall[planned].append((time.perf_counter() - started) * 1e3)
         cpu.append((time.thread_time() - started_cpu) * 1e3)
-    gc.unfreeze()
     n_planned = len(wall[True])
     p50, p99, most = percentiles(wall[True] + wall[False])
     refused_p50, refused_p99, _ = percentiles(wall[False])
@@ -158,11 +157,11 @@ def cached(n_requests: int, most_p50_us: float) -> bool:
     return kept
 
 
-def main() -> int:
-    """Prints all measurements; 0 when every term is kept."""
+def main(arguments: list[str]) -> int:
+    """Prints all measurements, and MISSED where a term is not kept; with `--strict` that makes the exit status 1."""
     kept = [fresh(20, 1000, 5.0), fresh(1000, 1000, 5.0), fresh(100_000, 300, 50.0), cached(50_000, 20.0)]
-    return 0 if all(kept) else 1
+    return 1 if "--strict" in arguments and not all(kept) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
