@@ -4,6 +4,10 @@ A *place* is a result that something in a base plan takes. Around it stand the *
 extension that gives it, with the extra steps that it needs beside the rest of the plan. A cascade tries one way first
 and another only for the rows of low confidence; an ensemble lets a combiner join several. Candidates are estimated
 in closed form, and only the most promising ones become drafts; the real predictions decide whether they win.
+
+A cascade has two stages and stands around one result: where two results of the same extension are taken, no cascade
+is built there, since each row of both would have to come from the same stage. A combiner is found where it gives what
+a base plan needs, or where nothing else leads to what is wanted.
 """
 
 from __future__ import annotations

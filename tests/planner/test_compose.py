@@ -178,6 +178,19 @@ def test_a_cascade_serves_every_taker_of_the_result():
     assert all(len(step.inputs[0].sources) == 2 for step in takers)
 
 
+def test_two_results_of_one_extension_stay_together():
+    more = {"outputs": (port("probs", "out0"), port("mask", "out1"))}
+    request, catalogue = (
+        wish("image", "probs mask", objective=PRECISE),
+        Catalogue.of([CHEAP.but(**more), DEAR.but(**more), CLEAN]),
+    )
+    found = plan(request, catalogue, k=20)
+    assert found.plans
+    for p in found.plans:
+        check(p, request, catalogue)
+        assert p.kind == "graph"
+
+
 def test_a_cascade_may_be_all_that_keeps_the_terms():
     catalogue = Catalogue.of([CLEAN, CHEAP, DEAR, LABEL])
     request = wish("image", "label", terms=Terms(min_accuracy=0.93, max_cost=0.9))
