@@ -43,7 +43,7 @@ REQUESTS = (
     ("screen-tumour", "Does this biopsy look malignant or benign?"),
 )
 FORMS = ("scan", "image", "pixels", "strokes", "scores", "table", "label")  # of types of features, in order
-TERMS: Sequence[Mapping[str, float]] = ({}, {"max_cost": 0.05}, {"max_cost": 0.005}, {"min_accuracy": 0.9999})
+TERMS: Sequence[Mapping[str, float]] = ({}, {"max_cost": 0.02}, {"max_cost": 0.005}, {"min_accuracy": 0.9999})
 SENTENCES = (
     "Which digit does the image show?",
     "Read this pile of scanned sheets as cheaply as possible.",
@@ -183,7 +183,8 @@ class Storyteller:
         part = task.split.held_out
         plan = self.client.plan(READ_SCAN.name, _row(task, 0))["chosen"]
         self.line("plan", show.chain(plan))
-        self.line("why", f"{show.prediction(plan)}: {_why(plan)}")
+        self.line("promises", show.prediction(plan))
+        self.line("why", _why(plan))
         ends = [source["step"] for source in plan["outputs"][0]["sources"]]
         if len(ends) != 2:
             self.console.print("No cascade pays on this machine: its parts cost or err too little to differ.")
