@@ -33,7 +33,7 @@ _WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # of zlib
 # Most requests are answered sooner; only later ones pay for watching whether their client is still there.
 _WATCH_AFTER_S = 0.02
 # From this size on, a thread reads and writes bodies. 48 MiB of JSON then hold the others up for at most 0.25 s at a
-# time, mostly in the one call of orjson that parses, rather than for the 0.6 (V2) to 1.0 s (/v1) that all the work takes.
+# time, mostly in the one call of orjson that parses, rather than for the 0.6 s (V2) to 1.0 s (/v1) of all the work.
 _LARGE_BYTES = 1 << 20
 # How long a refused body is still read, so that the client gets to see the refusal rather than a reset connection.
 _LINGER_S = 2.0
