@@ -11,7 +11,8 @@ The nouns
 Deciding
     plan.py             from a request and a catalogue to the best plans
     search.py           base plans, by A*
-    index.py            the catalogue compiled for the search, with its bounds
+    index.py            the catalogue compiled for the search
+    bounds.py           what any plan must pay at least, which guides the search (compiled by numba)
     drafts.py           plans in the making
     compose.py          cascades and ensembles around base plans
     estimates.py        what a plan should bring

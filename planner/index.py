@@ -30,10 +30,6 @@ Bools = npt.NDArray[np.bool_]
 # -ln(accuracy) of an extension that is never right. Finite, so that sums of it can still be compared.
 NEVER_RIGHT = 1e6
 MOST_THRESHOLDS = 12
-MOST_CRITERIA = 5
-# How far prices are settled at once, in mean weights. Wide steps take fewer rounds, narrow ones do less twice: 1.0 is
-# best at 100,000 extensions, at 1,000 five times that saves a fifth of the time.
-STEP, WIDE_STEP, MOST_WIDE = 1.0, 5.0, 10_000
 _NO_RULE = ChainRule()
 _Key = tuple[str, str, int]  # semantic type, datatype, rank
 
@@ -76,12 +72,6 @@ class Csr:
         np.cumsum(np.bincount(self.values, minlength=n), out=ptr[1:])
         return Csr(ptr, nodes[order])
 
-    def tiled(self, times: int, n: int) -> Csr:
-        """The same relation on `times` copies of the nodes and of the `n` numbers, one after the other."""
-        ptr = self.ptr[:-1] + np.arange(times)[:, None] * self.ptr[-1]
-        values = self.values + np.arange(times)[:, None] * n
-        return Csr(np.append(ptr.ravel(), times * self.ptr[-1]), values.ravel())
-
     def of_node(self, node: int) -> Ints:
         return self.values[self.ptr[node] : self.ptr[node + 1]]
 
@@ -93,16 +83,6 @@ class Csr:
         begins = ends - lengths
         total = int(ends[-1]) if len(ends) else 0
         return self.values[np.repeat(starts - begins, lengths) + np.arange(total)], lengths, begins
-
-
-@dataclass(frozen=True, slots=True)
-class _Layers:
-    """The relations once per criterion, so that one frontier runs through all criteria without index arithmetic."""
-
-    cards_of_need: Csr
-    needs_of_card: Csr
-    outs_of_card: Csr
-    needs_of_out: Csr
 
 
 def _prefixes(type_: str) -> Iterable[str]:
@@ -182,12 +162,6 @@ class Index:
         self.cards_of_out = self.outs_of_card.reversed(len(self.outs))
         self.outs_of_need = Csr.of([self.outs_for(feature, rule) for feature, rule in self.needs])
         self.needs_of_out = self.outs_of_need.reversed(len(self.outs))
-        self.layers = _Layers(
-            self.cards_of_need.tiled(MOST_CRITERIA, len(self.cards)),
-            self.needs_of_card.tiled(MOST_CRITERIA, len(self.needs)),
-            self.outs_of_card.tiled(MOST_CRITERIA, len(self.outs)),
-            self.needs_of_out.tiled(MOST_CRITERIA, len(self.needs)),
-        )
 
     def _mentions(self) -> dict[int, frozenset[tuple[int, bool]]]:
         """Per extension, the chain rules whose patterns match it, and what they say of it."""
@@ -260,91 +234,3 @@ def index_of(catalogue: Catalogue) -> Index:
     if not isinstance(index, Index):
         index = catalogue.derived["index"] = Index(catalogue.cards.values())
     return index
-
-
-def lower_bounds(index: Index, weights: Floats, given: Ints, most: Floats) -> tuple[Floats, Floats]:
-    """Per criterion, the least that any plan pays for a need, and for a need met by a given card.
-
-    `weights` is (n_criteria, n_cards), at least 0, infinite where a card must not be used; `given` are the needs that
-    the request itself meets, at price 0; prices above `most`, (n_criteria,), are left infinite. Returns h,
-    (n_criteria, n_needs), and v, (n_criteria, n_cards), with
-
-        h(need) = min over cards that give it: v(card),    v(card) = weight(card) + max over its needs: h(need)
-
-    infinite where no plan exists. Taking the dearest input alone, not the sum, is what keeps the bound admissible
-    when plans share sub-results: h_max of Bonet and Geffner 2001, Artificial Intelligence 129. Prices are settled from
-    low to high in steps (Meyer and Sanders 2003, delta-stepping, Journal of Algorithms 49), all criteria in one
-    frontier: node i of criterion c has number c * n + i.
-    """
-    layers = index.layers
-    n_criteria, n_cards = weights.shape
-    n_needs = len(index.needs)
-    step = WIDE_STEP if n_cards <= MOST_WIDE else STEP
-    # One step for all criteria: each is measured in its own mean weight.
-    finite = np.isfinite(weights[0])
-    scale = weights[:, finite].mean(axis=1) if finite.any() else np.ones(n_criteria)
-    scale[scale == 0.0] = 1.0
-    weight = (weights / scale[:, None]).ravel()
-    most = np.repeat(most / scale, n_needs)
-    h = np.full(n_criteria * n_needs, np.inf)
-    v = np.full(n_criteria * n_cards, np.inf)
-    out_value = np.full(n_criteria * len(index.outs), np.inf)
-    marked, out_marks, waiting = (np.zeros(len(x), np.bool_) for x in (v, out_value, h))
-    first = (np.arange(n_criteria)[:, None] * n_needs + given).ravel()
-    h[first] = 0.0
-    waiting[first] = True
-    while len(needs := np.flatnonzero(waiting)):
-        prices = h[needs]
-        needs = needs[prices <= prices.min() + step]
-        waiting[needs] = False
-        marked[layers.cards_of_need.gather(needs)[0]] = True
-        cards = np.flatnonzero(marked)
-        marked[cards] = False
-        if not len(cards):
-            continue
-        inputs, _, begins = layers.needs_of_card.gather(cards)
-        value = weight[cards] + np.maximum.reduceat(h[inputs], begins)
-        better = value < v[cards]
-        cards, value = cards[better], value[better]
-        v[cards] = value
-        outs, lengths, _ = layers.outs_of_card.gather(cards)
-        outs = _lower(out_value, outs, np.repeat(value, lengths), out_marks)
-        met, lengths, _ = layers.needs_of_out.gather(outs)
-        price = np.repeat(out_value[outs], lengths)
-        lower = (price < h[met]) & (price <= most[met])
-        met = met[lower]
-        np.minimum.at(h, met, price[lower])
-        waiting[met] = True
-    return h.reshape(n_criteria, n_needs) * scale[:, None], v.reshape(n_criteria, n_cards) * scale[:, None]
-
-
-def lower_bounds_through(index: Index, weight: Floats, v: Floats, card: int) -> tuple[Floats, Floats]:
-    """The least that any plan pays for a need, and for a need met by a given card, with `card` at or above it.
-
-    `weight` and `v` are one criterion's row of what `lower_bounds` takes and gives. Shapes (n_needs,), (n_cards,).
-    """
-    h = np.full(len(index.needs), np.inf)
-    through = np.full(len(index.cards), np.inf)
-    through[card] = v[card]
-    need_marks, card_marks = np.zeros(len(h), np.bool_), np.zeros(len(through), np.bool_)
-    cards = np.array([card] if np.isfinite(v[card]) else [], np.int64)
-    while len(cards):
-        outs, lengths, _ = index.outs_of_card.gather(cards)
-        value = np.repeat(through[cards], lengths)
-        needs, lengths, _ = index.needs_of_out.gather(outs)
-        changed = _lower(h, needs, np.repeat(value, lengths), need_marks)
-        takers, lengths, _ = index.cards_of_need.gather(changed)
-        value = np.maximum(v[takers], weight[takers] + np.repeat(h[changed], lengths))
-        cards = _lower(through, takers, value, card_marks)
-    return h, through
-
-
-def _lower(values: Floats, at: Ints, to: Floats, marks: Bools) -> Ints:
-    """values[at] = min(values[at], to) in place; returns the places that went down. `marks` is all False, and stays."""
-    lower = to < values[at]
-    at = at[lower]
-    np.minimum.at(values, at, to[lower])
-    marks[at] = True  # marking and looking through all places beats sorting the changed ones
-    changed = np.flatnonzero(marks)
-    marks[changed] = False
-    return changed

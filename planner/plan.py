@@ -28,7 +28,7 @@ __all__ = ["Budget", "plan", "usual_budget"]
 
 MOST_REJECTED = 8
 MOST_FALLBACKS = 3
-EXPLAINING = 2.0  # budgets from the start, within which the search for the best reachable values of terms may begin
+EXPLAINING = 1.5  # budgets from the start, within which the search for the best reachable values of terms may begin
 _SMALL = 200  # extensions; below, a search mostly ends by itself and is limited only as a precaution
 _MEDIUM = 5000  # extensions; above, a second set of bounds just to explain the losers would cost too much
 _LARGE = 20_000  # extensions; above, bounds on the terms are computed only where the search needs them

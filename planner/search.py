@@ -5,7 +5,7 @@ feeds yet. Expanding a state takes one need and tries every source for it: an in
 there already (a shared sub-result, paid once), or a new extension. Each plan is reached in exactly one way.
 
 The bound of a state is the largest of several prices that every completion must pay: for each open need, the sum
-along the steps behind it plus `h(need)` (`planner/index.py`); all steps so far plus the longest path through an open
+along the steps behind it plus `h(need)` (`planner/bounds.py`); all steps so far plus the longest path through an open
 need; and, while `must_use` is missing, the cheapest way to bring it in. So the bound is admissible, the first k
 complete plans that beat the frontier are the k best, and on a chain the search walks straight to the goal.
 """
@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from planner.bounds import lower_bounds, lower_bounds_through
 from planner.features import Port
-from planner.index import Bools, Floats, Index, Ints, lower_bounds, lower_bounds_through
+from planner.index import Bools, Floats, Index, Ints
 from planner.plans import PlanRequest
 
 Entry = tuple[int, int, int]  # an open need: position of the step, number of its input port, number of the need
