@@ -23,6 +23,7 @@ from planner.goals import Goal, Terms
 from planner.plan import plan
 from planner.plans import Plan, PlanRequest
 from planner.profiles import ProfileTracker
+from planner.tokens import Token
 
 TIMEOUT_S = 60.0
 CHUNK_ROWS = 512
@@ -186,7 +187,7 @@ async def measure_accuracy(
     correct, confidence = [], []
     for start in range(0, data.n_rows, CHUNK_ROWS):
         rows = {name: values[start : start + CHUNK_ROWS] for name, values in data.inputs.items()}
-        answer = await dispatcher.dispatch(chosen, rows, asyncio.get_running_loop().time() + TIMEOUT_S)
+        answer = await dispatcher.dispatch(chosen, rows, Token(asyncio.get_running_loop().time() + TIMEOUT_S))
         truth = {name: values[start : start + CHUNK_ROWS] for name, values in data.truth.items()}
         correct.append(right_rows(answer.outputs, truth))
         confidence.append(next(iter(answer.outputs.values())).confidence)

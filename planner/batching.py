@@ -20,6 +20,7 @@ import numpy as np
 from planner.calls import Calls, Part, Produced, concatenated, local
 from planner.cards import Card, ExtensionId
 from planner.errors import BadRequest, ExtensionBroken, ExtensionRaised, ExtensionTimeout, FenixError, Overloaded
+from planner.tokens import Token
 
 # Extension, rows of the call, thousands of elements in inputs of free size, ms it took seen from here.
 Observe = Callable[[ExtensionId, int, float, float], None]
@@ -81,14 +82,15 @@ class Batcher:
         self._waiting_bytes = 0
         self._running: set[asyncio.Task[None]] = set()
 
-    async def submit(self, inputs: Mapping[str, Part], n_rows: int, until_s: float) -> Done:
-        """Runs these rows, together with others, before `until_s` (event loop time).
+    async def submit(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float | None = None) -> Done:
+        """Runs these rows, together with others, before `until_s` (event loop time; None: the token's deadline).
 
         Raises Overloaded when the queue is full, ExtensionTimeout at `until_s`, and what the call raises. When the
         caller is cancelled its rows are dropped from the queue, or their result is thrown away.
         """
+        until_s = token.until_s if until_s is None else until_s
         if n_rows > self._limits.max_rows:
-            return await self._submit_in_pieces(inputs, n_rows, until_s)
+            return await self._submit_in_pieces(inputs, n_rows, token, until_s)
         n_bytes = sum(part.nbytes for part in inputs.values() if isinstance(part, np.ndarray))
         self._check_room(n_rows, n_bytes)
         shapes = tuple(part.shape[1:] for part in inputs.values())
@@ -128,7 +130,7 @@ class Batcher:
         self._waiting_rows -= item.n_rows
         self._waiting_bytes -= item.n_bytes
 
-    async def _submit_in_pieces(self, inputs: Mapping[str, Part], n_rows: int, until_s: float) -> Done:
+    async def _submit_in_pieces(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float) -> Done:
         pieces: list[Done] = []
         step = self._limits.max_rows
         # A window of pieces at a time: enough to keep every slot busy, little enough to leave room for others.
@@ -138,7 +140,9 @@ class Batcher:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
                         group.create_task(
-                            self.submit(_cut(inputs, at, min(at + step, n_rows)), min(step, n_rows - at), until_s)
+                            self.submit(
+                                _cut(inputs, at, min(at + step, n_rows)), min(step, n_rows - at), token, until_s
+                            )
                         )
                         for at in range(start, min(start + window, n_rows), step)
                     ]

@@ -30,11 +30,10 @@ from planner.errors import (
 )
 from planner.features import Array, Rows, shapes_unify
 from planner.plans import REQUEST, Answer, Binding, Plan, Source, Step, StepId, StepRecord
+from planner.tokens import Token
 
 Index = npt.NDArray[np.intp]  # which rows of the request a result holds, ascending; None stands for all of them
 CardOf = Callable[[ExtensionId], Card | None]
-
-PATIENCE_S = 60.0  # how long a request without a deadline may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +55,31 @@ class Dispatcher:
         self,
         plan: Plan,
         inputs: Mapping[str, Array],
-        deadline_s: float | None = None,
+        token: Token,
         alternatives: Sequence[Plan] = (),
     ) -> Answer:
-        """Runs `plan` on `inputs` (arrays of (n_rows, *row shape), the request's ports) until `deadline_s`.
+        """Runs `plan` on `inputs` (arrays of (n_rows, *row shape), the request's ports) until the token's deadline.
 
-        `deadline_s` is event loop time. When a step and its fallbacks fail, the first of `alternatives` without the
+        When a step and its fallbacks fail, the first of `alternatives` without the
         guilty extensions is run instead, and the answer is flagged `fallback` (`degraded` too where it predicts less
         accuracy). Raises DeadlineExceeded, Overloaded, BadInput from an extension, or the StepFailed of the last try.
         """
         started_s = perf_counter()
-        until_s = asyncio.get_running_loop().time() + PATIENCE_S if deadline_s is None else deadline_s
         guilty: set[ExtensionId] = set()
         left = [other for other in alternatives if other is not plan]
         current = plan
         while True:
-            run = _Run(self, current, inputs, started_s, until_s, spare=bool(left))
+            run = _Run(self, current, inputs, started_s, token, spare=bool(left))
             try:
                 outputs = await run.answer()
+            except asyncio.CancelledError:
+                token.gone = True
+                raise
             except (StepFailed, Overloaded) as failure:
                 guilty |= run.failed
                 left = [other for other in left if guilty.isdisjoint(other.extensions())]
-                if not left or asyncio.get_running_loop().time() >= until_s:
-                    raise _as_deadline(failure, deadline_s) from None
+                if not left or asyncio.get_running_loop().time() >= token.until_s:
+                    raise _as_deadline(failure, token) from None
                 current = left.pop(0)
                 continue
             return Answer(outputs, current, tuple(run.records), self._flags(plan, current, run))
@@ -114,13 +115,13 @@ class _Run:
         plan: Plan,
         inputs: Mapping[str, Array],
         started_s: float,
-        until_s: float,
+        token: Token,
         spare: bool,
     ) -> None:
         self._dispatcher = dispatcher
         self._plan = plan
         self._started_s = started_s
-        self._until_s = until_s
+        self._token = token
         self._spare = spare  # another plan could take over: a step that is late is given up at its own budget
         self._loop = asyncio.get_running_loop()
         self._n_rows = len(next(iter(inputs.values())))
@@ -252,16 +253,16 @@ class _Run:
         tries = (step.extension, *step.fallbacks)
         for i, extension in enumerate(tries):
             begun_s = perf_counter()
-            until_s = self._until_s
+            until_s = self._token.until_s
             if self._spare or i + 1 < len(tries):
                 until_s = min(until_s, self._loop.time() + _budget_s(step))
             try:
                 card, queues = self._dispatcher.queue(extension)
                 self._check_fit(step, card, inputs)
-                done = await queues.of(card).submit(inputs, n_rows, until_s)
+                done = await queues.of(card).submit(inputs, n_rows, self._token, until_s)
             except (StepFailed, Overloaded) as failure:
                 self.failed.add(extension)
-                if i + 1 == len(tries) or self._loop.time() >= self._until_s:
+                if i + 1 == len(tries) or self._loop.time() >= self._token.until_s:
                     raise
                 note = f"fallback for {extension}: {failure.message}"
                 self.fell_back = True
@@ -337,9 +338,8 @@ def _with_confidence(outputs: Mapping[str, Produced], inherited: Array | None) -
     }
 
 
-def _as_deadline(failure: StepFailed | Overloaded, deadline_s: float | None) -> FenixError:
+def _as_deadline(failure: StepFailed | Overloaded, token: Token) -> FenixError:
     """A step that ran into the request's own deadline is the deadline's doing, not the extension's."""
-    late = deadline_s is not None and asyncio.get_running_loop().time() >= deadline_s - 1e-3
-    if late and isinstance(failure, ExtensionTimeout):
+    if token.late(asyncio.get_running_loop().time()) and isinstance(failure, ExtensionTimeout):
         return DeadlineExceeded(f"the deadline passed: {failure.message}", hint="Allow more time, or plan for less.")
     return failure

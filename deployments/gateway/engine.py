@@ -29,6 +29,7 @@ from planner.intent import Analyser, Encoder, TfidfEncoder
 from planner.plan_cache import PlanCache
 from planner.plans import PlanRequest, PlanSet
 from planner.profiles import Profiles
+from planner.tokens import Token
 
 _CONFIDENCE = ".confidence"
 
@@ -92,11 +93,10 @@ class Engine:
         target = await self._target(request)
         _check_inputs(request.inputs, target.inputs)
         plans = self._plan(target, request.inputs)
-        deadline_ms = target.terms.deadline_ms
-        deadline_s = None if deadline_ms is None else started_s + deadline_ms / 1e3
-        answer = await self._dispatcher.dispatch(plans.best, request.inputs, deadline_s, plans.plans[1:])
-        if deadline_s is not None and asyncio.get_running_loop().time() > deadline_s:
-            raise DeadlineExceeded(f"the answer came after {deadline_ms:g} ms.", hint="Allow more time.")
+        token = Token.of(target.terms, started_s)
+        answer = await self._dispatcher.dispatch(plans.best, request.inputs, token, plans.plans[1:])
+        if token.hard and asyncio.get_running_loop().time() > token.until_s:
+            raise DeadlineExceeded(f"the answer came after {target.terms.deadline_ms:g} ms.", hint="Allow more time.")
         confidence = min(
             (float(rows.confidence.min()) for rows in answer.outputs.values() if rows.confidence is not None),
             default=None,

@@ -11,6 +11,7 @@ from planner.calls import Produced
 from planner.cards import ExtensionId
 from planner.errors import BadInput, ExtensionBroken, ExtensionRaised, ExtensionTimeout, Overloaded
 from planner.features import Array
+from planner.tokens import Token
 from tests.planner.doubles import PacedCalls, Work, failing, plus
 
 NAME = ExtensionId("plus@1")
@@ -27,7 +28,7 @@ def numbers(*values: float) -> dict[str, Array]:
 
 
 async def submit(queue: Batcher, *values: float, until_s: float = FAR_S) -> list[float]:
-    done = await queue.submit(numbers(*values), len(values), until_s)
+    done = await queue.submit(numbers(*values), len(values), Token(until_s))
     return np.asarray(done.outputs["y"].values).tolist()
 
 
@@ -103,7 +104,9 @@ def test_rows_of_different_shapes_never_share_a_batch() -> None:
         queue, calls = batcher(plus(0), max_in_flight=1)
         calls.gate.clear()
         shapes = [(1,), (1, 2), (1, 2), (1, 3)]
-        waiting = [asyncio.create_task(queue.submit({"x": np.ones(shape, np.float32)}, 1, FAR_S)) for shape in shapes]
+        waiting = [
+            asyncio.create_task(queue.submit({"x": np.ones(shape, np.float32)}, 1, Token(FAR_S))) for shape in shapes
+        ]
         await settle()
         calls.gate.set()
         sums = [float(np.asarray(done.outputs["y"].values)[0]) for done in await asyncio.gather(*waiting)]
@@ -184,7 +187,7 @@ def test_a_cancelled_request_leaves_the_queue_and_is_never_run() -> None:
 def test_whatever_a_call_raises_reaches_the_caller_typed(error: Exception) -> None:
     async def scenario() -> Done:
         queue, _ = batcher(failing(error))
-        return await queue.submit(numbers(1.0), 1, FAR_S)
+        return await queue.submit(numbers(1.0), 1, Token(FAR_S))
 
     with pytest.raises(BadInput if isinstance(error, BadInput) else ExtensionRaised):
         asyncio.run(scenario())
@@ -255,7 +258,7 @@ def test_what_a_call_took_is_told_with_its_rows_and_the_size_of_what_has_no_fixe
         told: list[tuple[int, float]] = []
         calls = PacedCalls({NAME: plus(0)})
         queue = Batcher(NAME, calls, BatchLimits(), lambda e, n_rows, kilo, ms: told.append((n_rows, kilo)), ("x",))
-        await queue.submit({"x": np.ones((2, 500), np.float32)}, 2, FAR_S)
+        await queue.submit({"x": np.ones((2, 500), np.float32)}, 2, Token(FAR_S))
         assert told == [(2, 1.0)]
 
     asyncio.run(scenario())

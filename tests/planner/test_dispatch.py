@@ -12,7 +12,9 @@ from planner.cards import Accuracy, Card, ExtensionId
 from planner.dispatch import Dispatcher
 from planner.errors import BadInput, DeadlineExceeded, ExtensionRaised, ExtensionUnavailable, Overloaded, StepFailed
 from planner.features import Array, Feature, Port
+from planner.goals import Terms
 from planner.plans import REQUEST, Answer, Guard, Plan, Prediction, StepId
+from planner.tokens import Token
 from tests.planner.doubles import PacedCalls, Work, bind, card, failing, plan_of, plus, step
 from tests.planner.test_batching import settle
 
@@ -27,8 +29,9 @@ class Bench:
         known = {c.id: c for c in cards} or {c.id: c for c in map(card, work)}
         self.dispatcher = Dispatcher(Batchers(self.calls), known.get)
 
-    async def run(self, plan: Plan, **arguments: object) -> Answer:
-        return await self.dispatcher.dispatch(plan, {"x": X}, **arguments)  # type: ignore[arg-type]
+    async def run(self, plan: Plan, alternatives: Sequence[Plan] = (), terms: Terms | None = None) -> Answer:
+        token = Token.of(terms or Terms(), asyncio.get_running_loop().time())
+        return await self.dispatcher.dispatch(plan, {"x": X}, token, alternatives)
 
 
 def dispatch(
@@ -188,7 +191,7 @@ def test_the_deadline_of_the_request_ends_it_with_its_own_error() -> None:
     async def scenario() -> None:
         bench = Bench({"slow": plus(0)})
         bench.calls.gate.clear()
-        await bench.run(plan_of(step(0, "slow")), deadline_s=asyncio.get_running_loop().time() + 0.01)
+        await bench.run(plan_of(step(0, "slow")), terms=Terms(deadline_ms=10.0))
 
     with pytest.raises(DeadlineExceeded):
         asyncio.run(scenario())
@@ -269,7 +272,8 @@ def test_a_step_that_hangs_gives_way_to_its_fallback_even_without_a_deadline() -
         cards = {c.id: c for c in map(card, ["slow", "spare"])}
         calls = HangingCalls({"spare@1": plus(1)})
         dispatcher = Dispatcher(Batchers(calls), cards.get)
-        return await dispatcher.dispatch(plan_of(step(0, "slow", fallbacks=["spare"])), {"x": X})
+        token = Token.of(Terms(), asyncio.get_running_loop().time())
+        return await dispatcher.dispatch(plan_of(step(0, "slow", fallbacks=["spare"])), {"x": X}, token)
 
     answer = asyncio.run(scenario())
     assert values(answer) == [2, 3, 4, 5]

@@ -29,6 +29,7 @@ from planner.features import Array
 from planner.goals import Terms
 from planner.plan import plan
 from planner.plans import Answer, Plan, PlanRequest, PlanSet
+from planner.tokens import Token
 
 HOP_MS = 1.5  # what a call between Serve deployments takes besides the work
 
@@ -101,7 +102,8 @@ async def _measured(extensions: Mapping[ExtensionId, Extension], catalogue: Cata
 async def _dispatch(
     extensions: Mapping[ExtensionId, Extension], catalogue: Catalogue, chosen: Plan, inputs: Mapping[str, Array]
 ) -> Answer:
-    return await _dispatcher(extensions, catalogue).dispatch(chosen, inputs)
+    token = Token.of(Terms(), asyncio.get_running_loop().time())
+    return await _dispatcher(extensions, catalogue).dispatch(chosen, inputs, token)
 
 
 def _dispatcher(extensions: Mapping[ExtensionId, Extension], catalogue: Catalogue) -> Dispatcher:

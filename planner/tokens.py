@@ -1,0 +1,36 @@
+"""Tokens: what a request carries through all its steps, so that every queue on the way can treat it as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.goals import Terms
+
+PATIENCE_S = 60.0  # how long a request without a deadline may take
+
+
+@dataclass(slots=True, eq=False)
+class Token:
+    """One request in the queues. `until_s` is event loop time; `priority` is 0 (most urgent) to 9.
+
+    `hard` says that `until_s` is the client's own deadline and not only our patience. `gone` is set when the client
+    has left: nothing is started for the request from then on.
+    """
+
+    until_s: float
+    priority: int = 5
+    user: str = ""
+    tags: frozenset[str] = frozenset()
+    hard: bool = False
+    gone: bool = False
+
+    @classmethod
+    def of(cls, terms: Terms, now_s: float) -> Token:
+        """The token of a request that came in at `now_s` under these terms."""
+        if terms.deadline_ms is None:
+            return cls(now_s + PATIENCE_S, terms.priority, terms.user, terms.tags)
+        return cls(now_s + terms.deadline_ms / 1e3, terms.priority, terms.user, terms.tags, hard=True)
+
+    def late(self, now_s: float) -> bool:
+        """Whether the client's own deadline has passed, but for a millisecond: timers are not finer."""
+        return self.hard and now_s >= self.until_s - 1e-3
