@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from planner.cards import Accuracy, Card, ChainRule, Kind, LatencyProfile, Resources, Threshold
+from planner.cards import Accuracy, Card, ChainRule, Kind, LatencyProfile, Resources, Sharing, Threshold
 from planner.errors import BadCard, BadInput, ExtensionBroken, ExtensionRaised, FenixError, near
 from planner.features import DATATYPES, Array, Feature, Port, Rows, check_rows, datatype_of, shapes_unify
 
@@ -75,6 +75,7 @@ class Extension(ABC):
     after: ChainRule = ChainRule()
     replaces: tuple[str, ...] = ()
     deterministic: bool = True
+    cache: Sharing = "shared"
     resources: Resources = Resources()
 
     source: str = ""  # set by loading; default: where the class can be imported from
@@ -168,6 +169,7 @@ class Extension(ABC):
             after=self.after,
             replaces=tuple(self.replaces),
             deterministic=self.deterministic,
+            cache=self.cache,
             resources=self.resources,
         )
 

@@ -187,6 +187,8 @@ def _read(kind: Any, given: Any, at: _At) -> Any:
             raise at.wrong(f"{_shown(given)} is not a list.", "Write it in square brackets.")
         return origin(_read(arguments[0], item, at.item(i)) for i, item in enumerate(given))
     if origin is Literal:
+        if given is False and "off" in arguments:  # YAML takes a bare `off` for a boolean
+            return "off"
         if given not in arguments:
             raise at.wrong(f"{_shown(given)} is unknown.", near(str(given), arguments))
         return given

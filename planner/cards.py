@@ -18,6 +18,10 @@ ExtensionId = NewType("ExtensionId", str)  # "name@version"
 
 Kind = Literal["torch", "sklearn", "mlflow", "function", "remote", "rule", "human"]
 KINDS: tuple[str, ...] = get_args(Kind)
+Sharing = Literal["shared", "tags", "user", "off"]  # who may get a kept result; see Card
+SHARINGS: tuple[str, ...] = get_args(Sharing)
+Placement = Literal["auto", "inline", "remote"]  # see Resources
+PLACEMENTS: tuple[str, ...] = get_args(Placement)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")
 
 
@@ -145,7 +149,11 @@ class ChainRule:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one replica needs and how many there may be. `max_batch_rows` bounds one call."""
+    """What one replica needs and how many there may be. `max_batch_rows` bounds one call.
+
+    `placement` says whether the extension may run in the gateway's own process: "inline" always, "remote" never, and
+    "auto" leaves it to what was measured.
+    """
 
     num_cpus: float = 0.0
     num_gpus: float = 0.0
@@ -153,8 +161,11 @@ class Resources:
     min_replicas: int = 1
     max_replicas: int = 1
     max_batch_rows: int = 256
+    placement: Placement = "auto"
 
     def __post_init__(self) -> None:
+        if self.placement not in PLACEMENTS:
+            raise BadCard(f"placement {self.placement!r} is unknown.", hint=near(str(self.placement), PLACEMENTS))
         for name in ("num_cpus", "num_gpus", "memory_mib"):
             _at_least(name, getattr(self, name), 0)
         if not 1 <= self.min_replicas <= self.max_replicas:
@@ -170,6 +181,10 @@ class Card:
     `models:/name@alias`, `http://host:port/v2/models/name`); `options` are passed to it. `cost` is per row, in
     the unit of your choice (the same for all cards). `may_see` None means every data tag. `thresholds` lets the
     planner build cascades that start here; `confidence_threshold` is the author's own choice among them.
+
+    `cache` says who may get the result that was computed for another's equal rows: everyone ("shared"), requests with
+    the same set of data tags ("tags"), those of the same user and tags ("user"), or nobody ("off"). Results of an
+    extension that is not deterministic are never kept.
     """
 
     name: str
@@ -192,6 +207,7 @@ class Card:
     after: ChainRule = ChainRule()
     replaces: tuple[str, ...] = ()
     deterministic: bool = True
+    cache: Sharing = "shared"
     resources: Resources = Resources()
 
     def __post_init__(self) -> None:
@@ -202,6 +218,8 @@ class Card:
             raise BadCard(f"{where}: version {self.version!r} is 1 to 127 letters, digits, '_', '.' or '-'.")
         if self.kind not in KINDS:
             raise BadCard(f"{where}: kind {self.kind!r} is unknown.", hint=near(self.kind, KINDS))
+        if self.cache not in SHARINGS:
+            raise BadCard(f"{where}: cache {self.cache!r} is unknown.", hint=near(str(self.cache), SHARINGS))
         if not self.inputs or not self.outputs:
             raise BadCard(f"{where}: needs at least one input and one output.")
         for side in (self.inputs, self.outputs):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.gateway.codec import MAX_DIMENSIONS, MAX_ID_CHARS, MAX_INPUTS, MAX_NAME_CHARS, json_data, output_arrays
 from deployments.gateway.messages import Explanation, InferAnswer
 from deployments.gateway.metadata import ModelInfo
-from planner.cards import Card
+from planner.cards import Card, Placement, Sharing
 from planner.features import Array, Port, datatype_of
 from planner.goals import Goal, Terms
 from planner.plans import Binding, Plan, StepRecord
@@ -457,6 +457,8 @@ class ExtensionInfo(Closed):
     may_not_follow: list[str]
     replaces: list[str]
     deterministic: bool
+    cache: Sharing = Field(description="Who may get a kept result: everyone, the same tags, the same user, or nobody.")
+    placement: Placement = Field(description="Whether it may run in the gateway's own process.")
 
     @classmethod
     def of(cls, card: Card) -> ExtensionInfo:
@@ -481,6 +483,8 @@ class ExtensionInfo(Closed):
             may_not_follow=list(card.after.deny),
             replaces=list(card.replaces),
             deterministic=card.deterministic,
+            cache=card.cache,
+            placement=card.resources.placement,
         )
 
 

@@ -57,8 +57,8 @@ class TestCards:
         assert (ReadHTTPBlob().name, ReadHTTPBlob().card().description) == ("read-http-blob", "")
 
     def test_attributes_of_the_decorator_reach_the_card(self) -> None:
-        card = returning(0.0, name="zero", version="7", cost=2.0, may_see=frozenset({"pii"})).card()
-        assert (card.id, card.cost, card.may_see) == ("zero@7", 2.0, frozenset({"pii"}))
+        card = returning(0.0, name="zero", version="7", cost=2.0, may_see=frozenset({"pii"}), cache="user").card()
+        assert (card.id, card.cost, card.may_see, card.cache) == ("zero@7", 2.0, frozenset({"pii"}), "user")
 
     def test_a_combiner_keeps_its_port(self) -> None:
         assert Vote().card().inputs[0].many == 4

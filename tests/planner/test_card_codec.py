@@ -14,7 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.card_codec import card_to_dict, goal_to_dict, parse_card, parse_card_fields, parse_goal
-from planner.cards import KINDS, Accuracy, Card, ChainRule, Evidence, LatencyProfile, Resources, Threshold
+from planner.cards import (
+    KINDS,
+    PLACEMENTS,
+    SHARINGS,
+    Accuracy,
+    Card,
+    ChainRule,
+    Evidence,
+    LatencyProfile,
+    Resources,
+    Threshold,
+)
 from planner.errors import BadCard
 from planner.features import DATATYPES, Feature, Port
 from planner.goals import Goal, Objective, Terms
@@ -88,7 +99,14 @@ cards = st.builds(
     after=st.builds(ChainRule, st.lists(words, max_size=2).map(tuple), st.lists(words, max_size=2).map(tuple)),
     replaces=st.lists(words, max_size=2).map(tuple),
     deterministic=st.booleans(),
-    resources=st.builds(Resources, num_cpus=amounts, memory_mib=st.integers(0, 99), max_replicas=st.integers(1, 9)),
+    cache=st.sampled_from(SHARINGS),
+    resources=st.builds(
+        Resources,
+        num_cpus=amounts,
+        memory_mib=st.integers(0, 99),
+        max_replicas=st.integers(1, 9),
+        placement=st.sampled_from(PLACEMENTS),
+    ),
 )
 goals = st.builds(
     Goal,
@@ -154,6 +172,26 @@ def test_a_card_reads_from_yaml_with_the_defaults_of_the_record() -> None:
     )
 
 
+def test_a_card_that_was_stored_before_it_said_who_may_share_results_and_where_it_may_run_reads_as_usual() -> None:
+    plain = card_to_dict(parse_card(plain_card(), "x"))
+    del plain["cache"], plain["resources"]["placement"]
+    card = parse_card(plain, "store")
+    assert (card.cache, card.resources.placement) == ("shared", "auto")
+
+
+def test_a_bare_off_in_yaml_turns_the_cache_off() -> None:
+    assert parse_card(plain_card(cache=yaml.safe_load("off")), "x").cache == "off"
+
+
+def test_who_may_share_results_and_placement_are_checked_in_code_too() -> None:
+    with pytest.raises(BadCard, match="card 'read-digit': cache 'tag' is unknown") as caught:
+        parse_card(plain_card(), "x").but(cache="tag")
+    assert "tags" in caught.value.hint
+    with pytest.raises(BadCard, match="placement 'outside' is unknown") as caught:
+        Resources(placement="outside")  # type: ignore[arg-type]
+    assert caught.value.hint == "There are: auto, inline, remote."
+
+
 def test_evidence_survives_as_base64() -> None:
     evidence = Evidence.of("abc", np.array([True, False, True]), np.array([0.5, 0.25, 1.0]))
     card = parse_card(plain_card(), "x").but(evidence=evidence)
@@ -175,6 +213,14 @@ def test_evidence_survives_as_base64() -> None:
         (plain_card(cost=True), "cards.yaml: cost: True is not", ""),
         (plain_card(deterministic="yes"), "cards.yaml: deterministic: 'yes' is not true or false", ""),
         (plain_card(kind="torhc"), "cards.yaml: kind: 'torhc' is unknown", "Nearest: torch"),
+        (plain_card(cache="users"), "cards.yaml: cache: 'users' is unknown", "Nearest: user"),
+        (plain_card(cache="none"), "cards.yaml: cache: 'none' is unknown", "There are: off, shared, tags, user"),
+        (plain_card(cache=True), "cards.yaml: cache: True is unknown", ""),
+        (
+            plain_card(resources={"placement": "inlin"}),
+            "cards.yaml: resources.placement: 'inlin' is",
+            "Nearest: inline",
+        ),
         (plain_card(examples="read it"), "cards.yaml: examples: 'read it' is not a list", "brackets"),
         (plain_card(outputs=[{"name": "a", "type": "b", "shape": "8"}]), "cards.yaml: outputs[0].shape: '8'", ""),
         (plain_card(outputs=[{"name": "a", "type": "b", "shape": [0]}]), "cards.yaml: outputs[0]: shape [0]", ""),
