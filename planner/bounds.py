@@ -107,10 +107,13 @@ def _settle(
     lacking = needs_of_card_ptr[1:] - needs_of_card_ptr[:-1]
     cheapest = np.full(len(needs_of_out_ptr) - 1, np.inf)  # per out
     settled = np.zeros(len(h), np.bool_)
-    most_entries = len(needs_of_out) + len(given)  # a need can wait once for each out that meets it
-    heap_prices, heap_needs, n_heap = np.empty(most_entries), np.empty(most_entries, np.int64), 0
+    # A need waits again whenever one more card makes it cheaper. Room that is not used is never touched.
+    room = len(given)
+    for out in outs_of_card:
+        room += needs_of_out_ptr[out + 1] - needs_of_out_ptr[out]
+    heap_prices, heap_needs, n_heap = np.empty(room), np.empty(room, np.int64), 0
     first = np.full(n_buckets, -1, np.int64)  # linked lists of entries
-    entry_need, entry_next, n_entries = np.empty(most_entries, np.int64), np.empty(most_entries, np.int64), 0
+    entry_need, entry_next, n_entries = np.empty(room, np.int64), np.empty(room, np.int64), 0
     for need in given:
         h[need] = 0.0
         _push(heap_prices, heap_needs, n_heap, 0.0, need)
