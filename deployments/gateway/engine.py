@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -19,6 +19,7 @@ from planner.batching import Batchers
 from planner.calls import Calls
 from planner.cards import Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue
+from planner.convoys import MOST_ROWS, Convoy, Passenger
 from planner.direct import direct
 from planner.dispatch import Dispatcher
 from planner.errors import BadInput, BadRequest, DeadlineExceeded, NoPlan, NotFound, near
@@ -27,10 +28,11 @@ from planner.goals import Goal, Objective, Terms
 from planner.index import index_of
 from planner.intent import Analyser, Encoder, TfidfEncoder
 from planner.plan_cache import PlanCache
-from planner.plans import PlanRequest, PlanSet
+from planner.plans import Answer, PlanRequest, PlanSet
 from planner.profiles import Profiles
 from planner.tokens import Token
 
+MOST_CONVOYS = 4_096
 _CONFIDENCE = ".confidence"
 
 
@@ -49,6 +51,19 @@ class _Target:
     sureness: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where requests of one kind go: same model, features, shapes and terms, planned on one epoch of the catalogue."""
+
+    epoch: int
+    model: str
+    version: str
+    terms: Terms
+    n_rows: int
+    plans: PlanSet  # kept here because the convoy is known by its identity
+    convoy: Convoy
+
+
 class Engine:
     """Plans and runs requests over one catalogue, which `follow` replaces whenever it changes."""
 
@@ -61,6 +76,7 @@ class Engine:
         self._dispatcher = Dispatcher(self._batchers, self._card)
         self._plans = PlanCache()
         self._catalogue = Catalogue()
+        self._convoys: dict[Hashable, Convoy] = {}
         self._make_encoder = encoder
         self._encoder: Encoder | None = None
         self._analyser: asyncio.Task[Analyser] | None = None
@@ -76,6 +92,7 @@ class Engine:
         await asyncio.to_thread(index_of, catalogue)
         self._catalogue = catalogue
         self._analyser = None
+        self._convoys = {}
         self._batchers.keep_only(frozenset(catalogue.cards))
         self._profiles.keep_only(frozenset(catalogue.cards))
 
@@ -89,31 +106,47 @@ class Engine:
 
     async def infer(self, request: InferRequest) -> InferAnswer:
         """Plans and runs one request. Raises FenixError subclasses only; cancelling the task cancels the work."""
-        started_s = asyncio.get_running_loop().time()
+        now_s = asyncio.get_running_loop().time()
         target = await self._target(request)
-        _check_inputs(request.inputs, target.inputs)
-        plans = self._plan(target, request.inputs)
-        token = Token.of(target.terms, started_s)
-        answer = await self._dispatcher.dispatch(plans.best, request.inputs, token, plans.plans[1:])
+        route = self._route(target, request)
+        token = Token.of(target.terms, now_s)
+        if request.detailed or route.n_rows > MOST_ROWS:
+            answer = await self._dispatcher.dispatch(route.plans.best, request.inputs, token, route.plans.plans[1:])
+        else:
+            answer = await _taken_along(route.convoy, Passenger(request.inputs, route.n_rows, token))
         if token.hard and asyncio.get_running_loop().time() > token.until_s:
             raise DeadlineExceeded(f"the answer came after {target.terms.deadline_ms:g} ms.", hint="Allow more time.")
-        confidence = min(
-            (float(rows.confidence.min()) for rows in answer.outputs.values() if rows.confidence is not None),
-            default=None,
-        )
-        parameters: dict[str, str | int | float | bool] = {"plan": answer.plan.id, "trace_id": secrets.token_hex(16)}
-        if confidence is not None:
-            parameters["confidence"] = confidence
-        parameters["flags"] = ",".join(sorted(answer.flags))
         return InferAnswer(
             model=target.model,
             version=target.version,
             id=request.id,
             outputs=_chosen(answer.outputs, request.outputs),
-            parameters=parameters,
+            parameters=parameters_of(answer),
             plan=answer.plan,
             steps=answer.steps,
         )
+
+    def route(self, request: InferRequest) -> Route:
+        """The way of a request that names its model, for it and all that are like it. Raises what `infer` raises
+        before anything is run."""
+        return self._route(self._named_target(request), request)
+
+    def _route(self, target: _Target, request: InferRequest) -> Route:
+        inputs = request.inputs
+        _check_inputs(inputs, target.inputs)
+        plans = self._plan(target, inputs)
+        terms = target.terms
+        shapes = tuple([(name, inputs[name].shape[1:]) for name in sorted(inputs)])
+        # Plans of one step are made anew each time, and their only promise is to run that step.
+        which = plans.best.id if target.card is not None else id(plans)
+        key = (which, shapes, terms.priority, terms.user, terms.tags)
+        convoy = self._convoys.get(key)
+        if convoy is None:
+            if len(self._convoys) >= MOST_CONVOYS:
+                del self._convoys[next(iter(self._convoys))]
+            convoy = self._convoys[key] = Convoy(plans, self._dispatcher.dispatch, lambda plan: False)
+        n_rows = len(next(iter(inputs.values())))
+        return Route(self._catalogue.epoch, target.model, target.version, terms, n_rows, plans, convoy)
 
     async def explain(self, request: InferRequest) -> Explanation:
         """Plans one request without running it; without inputs, one row of each of the goal's inputs is meant."""
@@ -142,12 +175,7 @@ class Engine:
 
     async def _target(self, request: InferRequest) -> _Target:
         if request.model:
-            goal = self._catalogue.goals.get(request.model)
-            if goal is None:
-                return self._extension_target(request)
-            if request.version not in ("", goal.version):
-                raise NotFound(f"goal {goal.name!r} has version {goal.version}, not {request.version!r}.")
-            return _goal_target(goal, request, 1.0)
+            return self._named_target(request)
         if request.sentence:
             catalogue, analyser = self._catalogue, await self._sentences()
             found = await asyncio.to_thread(analyser.analyse, request.sentence, request.inputs or None)
@@ -155,6 +183,14 @@ class Engine:
         if request.wanted:
             return self._wanted_target(request)
         raise BadRequest("the request names no goal.", hint="Give a goal or extension, a sentence, or wanted features.")
+
+    def _named_target(self, request: InferRequest) -> _Target:
+        goal = self._catalogue.goals.get(request.model)
+        if goal is None:
+            return self._extension_target(request)
+        if request.version not in ("", goal.version):
+            raise NotFound(f"goal {goal.name!r} has version {goal.version}, not {request.version!r}.")
+        return _goal_target(goal, request, 1.0)
 
     async def _sentences(self) -> Analyser:
         """The analyser of the present catalogue, built by the first sentence that needs it; others wait for it."""
@@ -260,6 +296,26 @@ def _lookup(catalogue: Catalogue) -> _Lookup:
         outputs = Counter(port.feature for card in catalogue.cards.values() for port in card.outputs)
         known = catalogue.derived["lookup"] = _Lookup({name: tuple(found) for name, found in inputs.items()}, outputs)
     return cast(_Lookup, known)
+
+
+async def _taken_along(convoy: Convoy, passenger: Passenger) -> Answer:
+    """The passenger's answer; whoever is cancelled while waiting leaves the convoy."""
+    convoy.join(passenger)
+    try:
+        return await passenger.future
+    except asyncio.CancelledError:
+        convoy.abandon(passenger)
+        raise
+
+
+def parameters_of(answer: Answer) -> dict[str, str | int | float | bool]:
+    """What an answer says of itself: plan, trace id, the lowest confidence where there is one, flags."""
+    parameters: dict[str, str | int | float | bool] = {"plan": answer.plan.id, "trace_id": secrets.token_hex(16)}
+    given = [float(rows.confidence.min()) for rows in answer.outputs.values() if rows.confidence is not None]
+    if given:
+        parameters["confidence"] = min(given)
+    parameters["flags"] = ",".join(sorted(answer.flags))
+    return parameters
 
 
 def _goal_target(goal: Goal, request: InferRequest, sureness: float) -> _Target:

@@ -19,6 +19,7 @@ class InferRequest:
     extension), `sentence`, or `wanted` (feature types). `outputs` selects by name, empty means all;
     `<name>.confidence` asks for the confidence per row as a tensor. `terms` are raw request parameters. `types`
     gives the feature type of inputs by name; without a goal it says what they are, otherwise it may stay empty.
+    `detailed` asks for the record of every step, which only a request that travels alone has.
     """
 
     inputs: Mapping[str, Array]
@@ -30,6 +31,7 @@ class InferRequest:
     terms: Mapping[str, Any] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
     id: str = ""
+    detailed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -252,7 +253,7 @@ def _v1(engine: Engine, limits: Limits) -> APIRouter:
         """Finds the best plan for a sentence, wanted feature types or a goal, runs it, and says how it went."""
         n_bytes = len(await request.body())
         inputs = await aside(n_bytes, lambda: decode_inputs(_tensors(body.inputs), limits.max_rows))
-        asked = _request(body, inputs, tuple(body.outputs), body.id or x_request_id)
+        asked = replace(_request(body, inputs, tuple(body.outputs), body.id or x_request_id), detailed=True)
         explanation = await engine.explain(asked) if body.explain else None
         answer = await engine.infer(asked)
         # Written here, for FastAPI would do it on the loop.

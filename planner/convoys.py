@@ -1,0 +1,267 @@
+"""Convoys: requests for the same plan that travel together, so that what a plan costs is paid once for all of them.
+
+Requests whose plan and row shapes are equal join one convoy. A group of them leaves at the end of the event loop's
+turn, with all that came in that turn; while as many groups as are allowed are on their way, the others wait for the
+next one to come back. So nobody waits where waiting cannot help: a lone request leaves at once, and a full house
+leaves in large groups. A group that fails is split in halves down to the guilty request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from planner.errors import BadRequest, DeadlineExceeded, ExtensionBroken, ExtensionRaised, FenixError
+from planner.features import Array, Rows
+from planner.plans import Answer, Plan, PlanSet
+from planner.tokens import Token
+
+MOST_UNDER_WAY = 4  # groups of one convoy: the steps of a chain work on different groups at the same time
+MOST_ROWS = 256  # of one group
+
+# Plan, inputs, token, alternative plans -> what `Dispatcher.dispatch` gives.
+Dispatch = Callable[[Plan, Mapping[str, Array], Token, Sequence[Plan]], Coroutine[Any, Any, Answer]]
+
+
+class Rider(ABC):
+    """One request in a convoy: its rows, and what to do when it hears of its answer. Only the first word counts."""
+
+    __slots__ = ("group", "inputs", "n_rows", "token")
+
+    inputs: Mapping[str, Array]  # all have `n_rows` rows
+    n_rows: int
+    token: Token
+    group: _Group | None
+
+    @abstractmethod
+    def arrive(self, answer: Answer, start: int, stop: int) -> None:
+        """The answer of the whole group is there; this request's rows are `start` to `stop`."""
+
+    @abstractmethod
+    def fail(self, error: FenixError) -> None:
+        """There is no answer for this request."""
+
+
+class Passenger(Rider):
+    """A rider that a coroutine waits for."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, inputs: Mapping[str, Array], n_rows: int, token: Token) -> None:
+        self.inputs, self.n_rows, self.token, self.group = inputs, n_rows, token, None
+        self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def arrive(self, answer: Answer, start: int, stop: int) -> None:
+        if not self.future.done():
+            self.future.set_result(share_of(answer, start, stop))
+
+    def fail(self, error: FenixError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def share_of(answer: Answer, start: int, stop: int) -> Answer:
+    """The answer for the rows `start` to `stop` of a group."""
+    outputs = {
+        name: Rows(rows.values[start:stop], None if rows.confidence is None else rows.confidence[start:stop])
+        for name, rows in answer.outputs.items()
+    }
+    return Answer(outputs, answer.plan, answer.steps, answer.flags)
+
+
+class _Group:
+    """Riders that left together, and what brings them."""
+
+    __slots__ = ("riders", "task", "timer")
+
+    def __init__(self, riders: list[Rider]) -> None:
+        self.riders = riders
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        for rider in riders:
+            rider.group = self
+
+
+class Convoy:
+    """Where the requests for one plan gather. Belongs to one event loop."""
+
+    def __init__(self, plans: PlanSet, dispatch: Dispatch, at_once: Callable[[Plan], bool]) -> None:
+        """`at_once` tells whether a plan can be run within this turn of the loop, without waiting for anything."""
+        self.plans = plans
+        self._dispatch = dispatch
+        self._at_once = at_once
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Rider] = deque()
+        self._called = False  # `_leave` comes at the end of this turn
+        self._timer: asyncio.TimerHandle | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def join(self, rider: Rider) -> None:
+        """Takes a request along with the next group. Returns at once; the rider is told later."""
+        self._waiting.append(rider)
+        if not self._called and len(self._under_way) < MOST_UNDER_WAY:
+            self._call()
+
+    def abandon(self, rider: Rider) -> None:
+        """The rider's client has gone: it is left behind, and a group of which nobody is left is called back."""
+        rider.token.gone = True
+        group = rider.group
+        if group is not None and group.task is not None and all(other.token.gone for other in group.riders):
+            group.task.cancel()
+
+    def _call(self) -> None:
+        self._called = True
+        self._loop.call_soon(self._leave)
+
+    def _leave(self) -> None:
+        self._called = False
+        if self._at_once(self.plans.best):
+            self._go_now(self._next())
+            if self._waiting and not self._called:  # others want a turn of the loop too
+                self._call()
+            return
+        while self._waiting and len(self._under_way) < MOST_UNDER_WAY:
+            self._start(self._next())
+        self._watch_waiting()
+
+    def _start(self, riders: list[Rider]) -> None:
+        if not riders:
+            return
+        group = _Group(riders)
+        # A context of its own: the request that happens to be first may be cancelled, the group must not be.
+        group.task = self._loop.create_task(self._go(group), context=contextvars.Context())
+        self._under_way.add(group.task)
+        group.task.add_done_callback(self._returned)
+
+    def _returned(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if self._waiting and not self._called:
+            self._call()
+
+    def _next(self) -> list[Rider]:
+        """The riders to leave now. Whose client has gone stays behind, and so does who is late already."""
+        riders: list[Rider] = []
+        n_rows = 0
+        now_s = self._loop.time()
+        while self._waiting and (not riders or n_rows + self._waiting[0].n_rows <= MOST_ROWS):
+            rider = self._waiting.popleft()
+            if rider.token.gone:
+                continue
+            if rider.token.late(now_s):
+                rider.fail(_late())
+                continue
+            riders.append(rider)
+            n_rows += rider.n_rows
+        return riders
+
+    def _go_now(self, riders: list[Rider]) -> None:
+        if not riders:
+            return
+        running = self._run(riders)
+        try:
+            running.send(None)
+        except StopIteration as end:
+            _tell(riders, end.value)
+        except FenixError as error:
+            if _may_be_one(riders, error):
+                half = len(riders) // 2
+                self._go_now(riders[:half])
+                self._go_now(riders[half:])
+            else:
+                _refuse(riders, error)
+        except Exception as error:
+            _refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"))
+        else:  # it waits for something after all: an extension moved away from here just now
+            running.close()
+            self._start(riders)
+
+    async def _go(self, group: _Group) -> None:
+        riders = group.riders
+        self._watch(group)
+        try:
+            _tell(riders, await self._run(riders))
+        except FenixError as error:
+            if _may_be_one(riders, error):
+                half = len(riders) // 2
+                self._start([rider for rider in riders[:half] if not rider.token.gone])
+                self._start([rider for rider in riders[half:] if not rider.token.gone])
+            else:
+                _refuse(riders, error)
+        except Exception as error:  # whatever happens, nobody may wait for ever
+            _refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"))
+        finally:
+            if group.timer is not None:
+                group.timer.cancel()
+
+    def _run(self, riders: Sequence[Rider]) -> Coroutine[Any, Any, Answer]:
+        first = riders[0]
+        inputs, token = first.inputs, first.token
+        if len(riders) > 1:
+            inputs = {name: np.concatenate([rider.inputs[name] for rider in riders]) for name in inputs}
+            token = _token_of(riders)
+        return self._dispatch(self.plans.best, inputs, token, self.plans.plans[1:])
+
+    def _watch(self, group: _Group) -> None:
+        """Fails the riders of a group that are late, now and whenever the next one will be."""
+        now_s = self._loop.time()
+        until_s = math.inf
+        for rider in group.riders:
+            if rider.token.hard:
+                if rider.token.late(now_s):
+                    rider.fail(_late())
+                else:
+                    until_s = min(until_s, rider.token.until_s)
+        group.timer = self._loop.call_at(until_s, self._watch, group) if until_s < math.inf else None
+
+    def _watch_waiting(self) -> None:
+        """The same for those that have not left yet."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._waiting:
+            return
+        now_s = self._loop.time()
+        late = [rider for rider in self._waiting if rider.token.late(now_s)]
+        for rider in late:
+            self._waiting.remove(rider)
+            rider.fail(_late())
+        until_s = min((rider.token.until_s for rider in self._waiting), default=math.inf)
+        if until_s < math.inf:
+            self._timer = self._loop.call_at(until_s, self._watch_waiting)
+
+
+def _tell(riders: Sequence[Rider], answer: Answer) -> None:
+    start = 0
+    for rider in riders:
+        stop = start + rider.n_rows
+        rider.arrive(answer, start, stop)
+        start = stop
+
+
+def _refuse(riders: Sequence[Rider], error: FenixError) -> None:
+    for rider in riders:
+        rider.fail(error)
+
+
+def _may_be_one(riders: Sequence[Rider], error: FenixError) -> bool:
+    """Whether the rows of one of several riders may be what the others fail for."""
+    return len(riders) > 1 and isinstance(error, ExtensionRaised | ExtensionBroken | BadRequest)
+
+
+def _token_of(riders: Sequence[Rider]) -> Token:
+    """The group's own: as patient as the most patient rider. Class, user and tags are those of all of them."""
+    first = riders[0].token
+    patient = max((rider.token for rider in riders), key=lambda token: token.until_s)
+    hard = all(rider.token.hard for rider in riders)
+    return Token(patient.until_s, first.priority, first.user, first.tags, hard)
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before there was an answer.", hint="Allow more time, or send less.")
