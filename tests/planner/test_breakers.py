@@ -1,0 +1,276 @@
+"""Breakers: when they open, for how long, who probes, and who is an outlier."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.breakers import Breakers, BreakerSettings
+from planner.cards import ExtensionId
+from planner.envelopes import Envelope
+
+A, B, C, D = (ExtensionId(f"{name}@1") for name in "abcd")
+PLAIN = BreakerSettings(jitter=0.0)
+
+
+def made(settings: BreakerSettings = PLAIN) -> Breakers:
+    return Breakers(random.Random(7), settings)
+
+
+def broken(settings: BreakerSettings = PLAIN, now_s: float = 0.0) -> Breakers:
+    """Breakers of which that of A has just opened for the first time."""
+    breakers = made(settings)
+    for _ in range(settings.in_a_row):
+        breakers.failed(A, now_s, 1.0)
+    assert breakers.state(A, now_s) == "open"
+    return breakers
+
+
+def calls(breakers: Breakers, extension: ExtensionId, good: int, bad: int, now_s: float = 0.0, ms: float = 1.0) -> None:
+    """That many calls, never so many failures in a row that they alone would open it."""
+    for i in range(max(good, bad)):
+        if i < bad:
+            breakers.failed(extension, now_s, ms)
+        if i < good:
+            breakers.succeeded(extension, now_s, ms)
+
+
+def test_what_nobody_has_called_is_closed() -> None:
+    breakers = made()
+    assert breakers.allows(A, 0.0)
+    assert breakers.state(A, 0.0) == "closed"
+    assert breakers.standings(0.0) == ()
+
+
+def test_failures_in_a_row_open_it_and_one_success_between_does_not() -> None:
+    breakers = made()
+    for _ in range(4):
+        breakers.failed(A, 0.0, 1.0)
+    breakers.succeeded(A, 0.0, 1.0)
+    breakers.failed(A, 0.0, 1.0)
+    assert breakers.allows(A, 0.0)
+    for _ in range(4):
+        breakers.failed(A, 0.0, 1.0)
+    assert not breakers.allows(A, 0.0)
+    assert breakers.allows(B, 0.0)
+
+
+def test_a_share_of_failures_opens_it_only_from_the_least_volume_on() -> None:
+    breakers = made()
+    calls(breakers, A, good=9, bad=9)
+    assert breakers.allows(A, 0.0)
+    calls(breakers, A, good=2, bad=2)
+    assert not breakers.allows(A, 0.0)
+    (standing,) = breakers.standings(0.0)
+    assert (standing.state, standing.why) == ("open", "11 of 21 calls failed")
+
+
+def test_failures_that_are_long_past_do_not_count() -> None:
+    breakers = made()
+    calls(breakers, A, good=9, bad=9)
+    calls(breakers, A, good=9, bad=1, now_s=12.0)
+    assert breakers.allows(A, 12.0)
+
+
+def test_when_the_time_is_over_a_few_probes_pass_and_close_it() -> None:
+    breakers = broken()
+    assert not breakers.allows(A, 0.99)
+    assert breakers.state(A, 1.0) == "half-open"
+    assert [breakers.allows(A, 1.0) for _ in range(5)] == [True, True, True, False, False]
+    for _ in range(3):
+        breakers.succeeded(A, 1.1, 50.0)
+    assert breakers.state(A, 1.1) == "closed"
+    breakers.failed(A, 1.2, 10.0)
+    assert breakers.allows(A, 1.2)
+
+
+def test_a_probe_that_fails_opens_it_for_twice_as_long_up_to_a_limit() -> None:
+    breakers = broken(replace(PLAIN, longest_open_s=5.0))
+    now_s, lasted_s = 0.0, []
+    for _ in range(5):
+        left_s = breakers.standings(now_s)[0].opens_in_s
+        lasted_s.append(left_s)
+        now_s += left_s
+        assert breakers.allows(A, now_s)
+        breakers.failed(A, now_s, 0.1)
+    assert lasted_s == [1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+def test_after_good_conduct_the_count_begins_anew() -> None:
+    breakers = broken()
+    for again_s, lasts_s in ((2.0, 2.0), (100.0, 1.0)):
+        breakers.state(A, again_s - 0.5)
+        for _ in range(3):
+            assert breakers.allows(A, again_s - 0.5)
+            breakers.succeeded(A, again_s - 0.5, 1.0)
+        assert breakers.state(A, again_s - 0.5) == "closed"
+        wait_s = 65.0 if again_s == 100.0 else 0.0
+        for _ in range(5):
+            breakers.failed(A, again_s + wait_s, 1.0)
+        assert breakers.standings(again_s + wait_s)[0].opens_in_s == lasts_s
+
+
+def test_calls_from_before_it_opened_tell_nothing_of_the_probes() -> None:
+    breakers = broken()
+    assert breakers.allows(A, 1.5)
+    breakers.failed(A, 1.6, 1_600.0)
+    assert breakers.state(A, 1.6) == "half-open"
+    breakers.failed(A, 1.6, 100.0)
+    assert breakers.state(A, 1.6) == "open"
+
+
+def test_a_probe_that_was_abandoned_or_forgotten_makes_room_for_another() -> None:
+    breakers = broken()
+    assert all(breakers.allows(A, 1.0) for _ in range(3))
+    breakers.abandoned(A, 1.2, 200.0)
+    assert breakers.allows(A, 1.2)
+    breakers.abandoned(A, 1.3, 1_300.0)
+    assert not breakers.allows(A, 10.9)
+    assert [breakers.allows(A, 11.1) for _ in range(3)] == [True, True, False]
+
+
+def test_jitter_lengthens_the_open_time_at_random_and_by_its_share_at_most() -> None:
+    lasted = set()
+    for seed in range(20):
+        breakers = Breakers(random.Random(seed), BreakerSettings(jitter=0.2))
+        for _ in range(5):
+            breakers.failed(A, 0.0, 1.0)
+        lasted.add(breakers.standings(0.0)[0].opens_in_s)
+    assert len(lasted) == 20
+    assert all(1.0 <= open_s <= 1.2 for open_s in lasted)
+
+
+def test_what_replicas_say_of_themselves_opens_it_too_and_not_again_by_the_same_failures() -> None:
+    breakers = made()
+    told = {A: Envelope(A, "", 0.0, n_calls=40, n_failed=30), B: Envelope(B, "", 0.0, n_calls=40, n_failed=3)}
+    breakers.observe(told, 0.0)
+    assert not breakers.allows(A, 0.0)
+    assert breakers.allows(B, 0.0)
+    for _ in range(3):
+        assert breakers.allows(A, 1.0)
+        breakers.succeeded(A, 1.0, 0.0)
+    breakers.observe(told, 5.0)
+    assert breakers.allows(A, 5.0)
+    breakers.observe(told, 30.0)
+    assert not breakers.allows(A, 30.0)
+
+
+def test_who_fails_more_than_its_peers_is_ejected_and_never_more_than_the_share() -> None:
+    breakers = made()
+    for extension, bad in ((A, 9), (B, 8), (C, 0), (D, 0)):
+        calls(breakers, extension, good=21, bad=bad)
+    assert breakers.eject_outliers([[A, B, C, D]], 0.0) == (A, B)
+    only_one = made(replace(PLAIN, most_out=0.25))
+    for extension, bad in ((A, 9), (B, 8), (C, 0), (D, 0)):
+        calls(only_one, extension, good=21, bad=bad)
+    assert only_one.eject_outliers([[A, B, C, D]], 0.0) == (A,)
+
+
+def test_peers_that_are_all_equally_bad_are_left_alone() -> None:
+    breakers = made()
+    for extension in (A, B, C):
+        calls(breakers, extension, good=21, bad=9)
+    assert breakers.eject_outliers([[A, B, C]], 0.0) == ()
+
+
+def test_slowness_is_held_against_what_was_expected_of_each() -> None:
+    breakers = made()
+    for _ in range(30):
+        breakers.succeeded(A, 0.0, 100.0, expected_ms=100.0)
+        breakers.succeeded(B, 0.0, 2.0, expected_ms=2.0)
+        breakers.succeeded(C, 0.0, 30.0, expected_ms=3.0)
+    assert breakers.eject_outliers([[A, B, C]], 0.0) == (C,)
+    (standing,) = [one for one in breakers.standings(0.0) if one.extension == C]
+    assert standing.why == "10.0 times as slow as its peers"
+
+
+def test_replicas_speak_for_extensions_that_this_process_calls_too_seldom() -> None:
+    breakers = made()
+    breakers.observe({A: Envelope(A, "", 0.0, n_calls=50, n_failed=20), B: Envelope(B, "", 0.0, n_calls=50)}, 0.0)
+    assert breakers.eject_outliers([[A, B]], 0.0) == (A,)
+
+
+def test_an_extension_without_peers_or_with_all_of_them_out_is_not_ejected() -> None:
+    breakers = broken()
+    calls(breakers, B, good=21, bad=15)
+    assert breakers.eject_outliers([[B]], 0.0) == ()
+    assert breakers.eject_outliers([[A, B]], 0.0) == ()
+
+
+def test_what_comes_back_under_the_same_id_is_judged_anew() -> None:
+    breakers = broken()
+    breakers.keep_only(frozenset({B}))
+    assert breakers.allows(A, 0.0)
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["ask", "ask", "good", "bad", "bad", "drop", "look"]), st.floats(0.0, 3.0)), max_size=120
+)
+
+
+@given(EVENTS, st.integers(0, 100))
+@settings(deadline=None)
+def test_whatever_happens_no_call_passes_while_open_and_few_do_while_half_open(
+    events: list[tuple[str, float]], seed: int
+) -> None:
+    limits = BreakerSettings(longest_open_s=8.0, forgive_s=20.0, least_calls=6)
+    breakers = Breakers(random.Random(seed), limits)
+    now_s = 0.0
+    started: list[float] = []
+    probing: list[float] = []  # when the probes began that are not over
+    for what, pause_s in events:
+        now_s += pause_s
+        before = breakers.state(A, now_s)
+        probing = [at for at in probing if before == "half-open" and now_s - at < limits.probe_s]
+        if what == "ask":
+            allowed = breakers.allows(A, now_s)
+            assert allowed == (before == "closed" or (before == "half-open" and len(probing) < limits.probes))
+            if allowed:
+                started.append(now_s)
+            if allowed and before == "half-open":
+                probing.append(now_s)
+        elif started and what != "look":
+            at = started.pop(0)
+            report = {"good": breakers.succeeded, "bad": breakers.failed, "drop": breakers.abandoned}[what]
+            report(A, now_s, (now_s - at) * 1e3)
+            if at in probing:
+                probing.remove(at)
+        else:
+            breakers.eject_outliers([[A, B]], now_s)
+        for standing in breakers.standings(now_s):
+            assert standing.opens_in_s <= 8.0 * 1.2 + 1e-9
+            assert (standing.state == "open") == (standing.opens_in_s > 0.0)
+            assert (standing.state == "closed") == (standing.why == "")
+    # Whatever came before: once every call succeeds, it closes.
+    now_s += limits.longest_open_s * 1.2 + limits.probe_s
+    for _ in range(limits.probes):
+        if breakers.allows(A, now_s):
+            breakers.succeeded(A, now_s, 0.0)
+    assert breakers.state(A, now_s) == "closed"
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=8), st.floats(0.1, 0.9))
+@settings(deadline=None)
+def test_ejection_leaves_the_share_that_must_stay(worlds: list[tuple[int, int]], most_out: float) -> None:
+    breakers = made(replace(PLAIN, most_out=most_out, in_a_row=10**6, failed_share=1.1))
+    group = [ExtensionId(f"e{i}@1") for i in range(len(worlds))]
+    for extension, (good, bad) in zip(group, worlds, strict=True):
+        calls(breakers, extension, good, bad)
+    ejected = breakers.eject_outliers([group], 0.0)
+    out = [extension for extension in group if breakers.state(extension, 0.0) != "closed"]
+    assert sorted(ejected) == sorted(out)
+    assert len(out) <= most_out * len(group)
+    for extension in ejected:
+        good, bad = worlds[group.index(extension)]
+        assert bad / (good + bad) > PLAIN.rate_gap
+
+
+@pytest.mark.parametrize("n_calls", [19, 20])
+def test_an_envelope_counts_from_the_least_volume_on(n_calls: int) -> None:
+    breakers = made()
+    breakers.observe({A: Envelope(A, "", 0.0, n_calls=n_calls, n_failed=n_calls)}, 0.0)
+    assert breakers.allows(A, 0.0) == (n_calls < 20)
