@@ -42,7 +42,7 @@ from planner.errors import (
     Overloaded,
     near,
 )
-from planner.features import DATATYPES, Array, check_finite, datatype_of
+from planner.features import DATATYPES, Array, Rows, check_finite, datatype_of
 from planner.goals import TERM_NAMES
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def encode_answer(answer: InferAnswer, form: Form = Form()) -> Encoded:
     Raises BadRequest when JSON cannot carry an output (FP16, or BYTES that are not UTF-8), ExtensionBroken for one
     that the protocol has no datatype for.
     """
-    outputs, parts = _tensors(output_arrays(answer), form)
+    outputs, parts = _tensors(output_arrays(answer.outputs), form)
     head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if answer.id:
         head["id"] = answer.id
@@ -160,9 +160,9 @@ def encode_answer(answer: InferAnswer, form: Form = Form()) -> Encoded:
     return _join(head, parts)
 
 
-def output_arrays(answer: InferAnswer) -> dict[str, Array]:
+def output_arrays(outputs: Mapping[str, Rows]) -> dict[str, Array]:
     """The arrays of an answer by name. Raises ExtensionBroken for one that the protocol has no datatype for."""
-    arrays = {name: rows.values for name, rows in answer.outputs.items()}
+    arrays = {name: rows.values for name, rows in outputs.items()}
     for name, values in arrays.items():
         if values.dtype not in DTYPES:
             raise ExtensionBroken(f"output {name!r} has dtype {values.dtype}, which no Open Inference datatype fits.")

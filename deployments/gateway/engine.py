@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
-from deployments.gateway.messages import Explanation, InferAnswer, InferRequest
+from deployments.gateway.messages import Explanation, InferAnswer, InferRequest, Route
 from planner.batching import Batchers
 from planner.calls import Calls
 from planner.cards import Card, ExtensionId, LatencyProfile
@@ -49,19 +49,6 @@ class _Target:
     goal: str = ""
     card: Card | None = None  # asked for by name: nothing to search
     sureness: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where requests of one kind go: same model, features, shapes and terms, planned on one epoch of the catalogue."""
-
-    epoch: int
-    model: str
-    version: str
-    terms: Terms
-    n_rows: int
-    plans: PlanSet  # kept here because the convoy is known by its identity
-    convoy: Convoy
 
 
 class Engine:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.gateway.codec import decode_request, encode_answer, encode_error, internal_error
-from deployments.gateway.limits import Limits
+from deployments.gateway.limits import Limits, Load
 from deployments.gateway.messages import Engine, InferAnswer
 from planner.errors import BadRequest, BodyTooLarge, Cancelled, FenixError, Overloaded, WrongMedia, WrongMethod
 
@@ -72,11 +72,11 @@ def error_headers(error: FenixError, allow: str = "POST") -> list[Header]:
 class HttpApp:
     """The ASGI application of one gateway."""
 
-    def __init__(self, engine: Engine, rest: ASGIApp, limits: Limits) -> None:
+    def __init__(self, engine: Engine, rest: ASGIApp, limits: Limits, load: Load | None = None) -> None:
         self._engine = engine
         self._rest = rest
         self._limits = limits
-        self._running = 0
+        self._load = load or Load(limits.max_concurrent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,16 +88,16 @@ class HttpApp:
             if target is None and scope["method"] != "POST":
                 await self._rest(scope, receive, exchange.send)  # short, bodiless and never refused: health, metadata
                 return
-            if self._running >= self._limits.max_concurrent:
-                raise Overloaded(f"{self._running} requests are under way.", hint="Retry later.")
-            self._running += 1
+            if self._load.full():
+                raise Overloaded(f"{self._load.running} requests are under way.", hint="Retry later.")
+            self._load.running += 1
             try:
                 if target is None:
                     await self._hand_over(scope, exchange)
                 else:
                     await self._infer(scope, exchange, *target)
             finally:
-                self._running -= 1
+                self._load.running -= 1
                 exchange.unwatch()
         except FenixError as error:
             await exchange.refuse(error)

@@ -28,3 +28,14 @@ class Limits:
         for field in fields(self):
             if not getattr(self, field.name) > 0:
                 raise BadCard(f"limit {field.name} is above 0, not {getattr(self, field.name)}.")
+
+
+@dataclass(slots=True)
+class Load:
+    """How many requests a gateway's HTTP side has under way, however they came in, of how many at most."""
+
+    most: int
+    running: int = 0
+
+    def full(self) -> bool:
+        return self.running >= self.most

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from planner.catalogue import Catalogue
+from planner.convoys import Convoy
 from planner.features import Array, Rows
+from planner.goals import Terms
 from planner.plans import Plan, PlanSet, StepRecord
 
 
@@ -57,6 +59,19 @@ class Explanation:
     plans: PlanSet
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where requests of one kind go: same model, features, shapes and terms, planned on one epoch of the catalogue."""
+
+    epoch: int
+    model: str
+    version: str
+    terms: Terms
+    n_rows: int
+    plans: PlanSet  # kept here because the convoy is known by its identity
+    convoy: Convoy
+
+
 class Engine(Protocol):
     """What the wires need. Every method raises FenixError subclasses only."""
 
@@ -66,6 +81,9 @@ class Engine(Protocol):
 
     def ready(self) -> bool:
         """Whether requests can be answered: the catalogue is there and followed."""
+
+    def route(self, request: InferRequest) -> Route:
+        """The way of a request that names its model, for it and for all of its kind; nothing is run."""
 
     async def infer(self, request: InferRequest) -> InferAnswer:
         """Plans and runs one request. Cancelling the task cancels the work."""

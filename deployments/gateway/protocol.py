@@ -195,7 +195,7 @@ def encode_infer_answer(answer: InferAnswer, typed: bool = False) -> bytes:
     protocol has no datatype for."""
     response = ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
     _set_values(response.parameters, answer.parameters)
-    arrays = output_arrays(answer)
+    arrays = output_arrays(answer.outputs)
     typed = typed and all(values.dtype != np.float16 for values in arrays.values())
     _add_tensors(response.outputs, arrays, None if typed else response.raw_output_contents)
     return bytes(response.SerializeToString())

@@ -383,7 +383,7 @@ class AnswerBody(Closed):
             model=answer.model,
             version=answer.version,
             id=answer.id,
-            outputs=[_output(name, values) for name, values in output_arrays(answer).items()],
+            outputs=[_output(name, values) for name, values in output_arrays(answer.outputs).items()],
             parameters=dict(answer.parameters),
             plan=PlanInfo.of(answer.plan),
             steps=[StepTimes.of(record) for record in answer.steps],
