@@ -1,8 +1,9 @@
 """What a batching policy sees, what it may decide, and the rules that hold for all of them.
 
 A batcher asks `decide` whenever rows wait and a call could start. It sends at most `n_rows`, of those whose deadline
-comes first; a request is never split for it, so the first one always goes. Rows that would be late in a call of that
-size (`expected_ms`) are dropped before it runs. When the call has ended, `observe` hears of it.
+comes first; a request is never split for it, so the first one always goes. Rows without a chance (less slack than
+`expected_ms` of them alone) are dropped before it asks, and those that would be late in a call of the decided size
+(`cautious_ms`) before it runs, as long as there are others. When the call has ended, `observe` hears of it.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ class BatchPolicy(ABC):
         n_waiting = state.n_waiting_rows
         if not wait_ms > 0.0 or n_waiting >= n_rows:
             return Decision(n_rows)
-        spare_ms = state.least_slack_ms - (1.0 + self.times.spread) * self.times.expected_ms(n_waiting)
+        spare_ms = state.least_slack_ms - (1.0 + self.times.spread) * self.times.expected_ms(
+            n_waiting, state.n_in_flight
+        )
         if spare_ms < wait_ms:
             wait_ms = spare_ms
         if wait_ms <= 0.0 or state.arrival_rate_per_s * wait_ms < 1000.0:
@@ -97,14 +100,19 @@ class BatchPolicy(ABC):
     @final
     def observe(self, outcome: BatchOutcome) -> None:
         """Learns from a call that ended. Never raises for an outcome whose numbers are odd."""
-        self.times.observe(outcome.n_rows, outcome.took_ms)
+        self.times.observe(outcome.n_rows, outcome.took_ms, outcome.state.n_in_flight)
         if outcome.n_rows >= 1 and 0.0 < outcome.took_ms < 1e9:
             self._learn(outcome)
 
     @final
-    def expected_ms(self, n_rows: int) -> float:
-        """What a call of `n_rows` rows should take; 0 while nothing is known."""
-        return self.times.expected_ms(n_rows)
+    def expected_ms(self, n_rows: int, n_others: int = 0) -> float:
+        """What a call of `n_rows` rows should take beside `n_others` others in flight; 0 while nothing is known."""
+        return self.times.expected_ms(n_rows, n_others)
+
+    @final
+    def cautious_ms(self, n_rows: int, n_others: int = 0) -> float:
+        """What such a call should take, and once more what calls usually differ from that."""
+        return self.times.expected_ms(n_rows, n_others) * (1.0 + self.times.spread)
 
     @abstractmethod
     def _wish(self, state: QueueState) -> tuple[int, float]:

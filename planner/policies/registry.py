@@ -21,11 +21,10 @@ def policies() -> MappingProxyType[str, type[BatchPolicy]]:
     for module in pkgutil.iter_modules(planner.policies.__path__):
         if module.name in _NO_KINDS:
             continue
-        names = vars(importlib.import_module(f"planner.policies.{module.name}"))
-        for kind in names.values():
-            if inspect.isclass(kind) and issubclass(kind, BatchPolicy) and not inspect.isabstract(kind):
-                if found.setdefault(kind.name, kind) is not kind:
-                    raise TypeError(f"{kind.__qualname__} and {found[kind.name].__qualname__} are both {kind.name!r}.")
+        for kind in vars(importlib.import_module(f"planner.policies.{module.name}")).values():
+            concrete = inspect.isclass(kind) and issubclass(kind, BatchPolicy) and not inspect.isabstract(kind)
+            if concrete and found.setdefault(kind.name, kind) is not kind:
+                raise TypeError(f"{kind.__qualname__} and {found[kind.name].__qualname__} are both {kind.name!r}.")
     return MappingProxyType(dict(sorted(found.items())))
 
 
