@@ -1,8 +1,9 @@
 """Batching: rows of many requests that need the same extension version travel as one call.
 
-One `Batcher` per extension version holds a bounded queue. The policy is simple: a call starts at once while fewer
-than `max_in_flight` are under way (an idle extension never waits); what arrives meanwhile goes together in the
-next call. A batch that fails is split in halves down to the guilty request, so that neighbours keep their answer.
+One `Batcher` per extension version: what comes stands in its line (`line.py`), which says who goes next; its policy
+(`policies/`) says how many go together, and when. A lone request to an idle extension goes at once. What could not be
+done in time is dropped before it runs. A batch that fails is split in halves down to the guilty request, so that
+neighbours keep their answer.
 """
 
 from __future__ import annotations
@@ -10,20 +11,37 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from time import perf_counter  # uvloop's own clock counts whole milliseconds: good for deadlines only
 
 import numpy as np
 
-from planner.calls import Calls, Part, Produced, concatenated, local
+from planner.calls import Calls, Part, Produced, Ran, concatenated, local
 from planner.cards import Card, ExtensionId
-from planner.errors import BadRequest, ExtensionBroken, ExtensionRaised, ExtensionTimeout, FenixError, Overloaded
+from planner.errors import (
+    BadRequest,
+    Cancelled,
+    DeadlineExceeded,
+    ExtensionBroken,
+    ExtensionRaised,
+    ExtensionTimeout,
+    FenixError,
+    Overloaded,
+)
+from planner.line import Ahead, Line, Place, WeightOf
+from planner.policies import DEFAULT_POLICY
+from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
+from planner.policies.registry import make_policy
 from planner.tokens import Token
 
 # Extension, rows of the call, thousands of elements in inputs of free size, ms it took seen from here.
 Observe = Callable[[ExtensionId, int, float, float], None]
+PolicyOf = Callable[[Card], BatchPolicy]
+
+NEWS_S = 1.0  # how long what calls took is a reason to drop what would be late; then one has to try again
+RATE_S = 0.05  # over which arrivals are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +64,34 @@ class Done:
     ran_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a new request would find: rows before it, the ms until a call can start, rows and ms of a full call."""
+
+    ahead: Ahead
+    busy_ms: float
+    batch_rows: int
+    batch_ms: float
+    n_slots: int
+
+
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _Call:
+    """A batch on its way."""
+
+    batch: list[_Waiting]
+    ends_s: float  # on the event loop's clock, as far as one can tell
+    state: QueueState  # in which it was sent
+    task: asyncio.Task[None] = field(init=False)
+    has_begun: bool = field(init=False, default=False)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Place):
     inputs: Mapping[str, Part]
-    n_rows: int
-    shapes: tuple[tuple[int, ...], ...]  # only rows of equal shape can lie in one array
-    until_s: float  # on the event loop's clock
-    since_s: float  # on perf_counter
     future: asyncio.Future[Done]
-    n_bytes: int = 0
-    timer: asyncio.TimerHandle | None = None
-    batch: list[_Waiting] = field(default_factory=list)  # what it travels with, once it is on its way
-    call: asyncio.Task[None] | None = None
+    since_s: float  # on perf_counter
+    call: _Call | None = field(init=False, default=None)  # once it is on its way
 
 
 class Batcher:
@@ -69,66 +103,108 @@ class Batcher:
         calls: Calls,
         limits: BatchLimits,
         observe: Observe,
+        policy: BatchPolicy,
         free_ports: Sequence[str] = (),
+        weight_of: WeightOf = lambda user: 1.0,
     ) -> None:
         self._extension = extension
         self._free_ports = free_ports
         self._calls = calls
         self._limits = limits
+        self._n_slots = limits.max_in_flight
         self._observe = observe
+        self._policy = policy
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[_Waiting] = deque()
-        self._waiting_rows = 0
-        self._waiting_bytes = 0
-        self._running: set[asyncio.Task[None]] = set()
+        self._line: Line[_Waiting] = Line(limits.max_waiting_rows, limits.max_waiting_bytes, weight_of)
+        self._running: dict[_Call, None] = {}
+        self._pulse = _Pulse(self._loop.time())
+        self._deadlines = _Deadlines(self._loop, self._expire)
+        self._look_again: asyncio.TimerHandle | None = None
+        self._batch_rows = limits.max_rows  # that the policy wants just now
+        # A lone request is no choice: all those share one state.
+        self._lone = QueueState(1, 1, 0.0, 0.0, n_slots=limits.max_in_flight, max_rows=limits.max_rows)
 
     async def submit(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float | None = None) -> Done:
         """Runs these rows, together with others, before `until_s` (event loop time; None: the token's deadline).
 
-        Raises Overloaded when the queue is full, ExtensionTimeout at `until_s`, and what the call raises. When the
-        caller is cancelled its rows are dropped from the queue, or their result is thrown away.
+        Raises Overloaded when the queue is full; DeadlineExceeded when the client's deadline passes or could not be
+        met any more, ExtensionTimeout when that is so of an earlier `until_s`; Cancelled when the client has gone;
+        and what the call raises. When the caller is cancelled its rows are dropped from the queue, or their result is
+        thrown away.
         """
-        until_s = token.until_s if until_s is None else until_s
+        if until_s is None:
+            until_s = token.until_s
         if n_rows > self._limits.max_rows:
             return await self._submit_in_pieces(inputs, n_rows, token, until_s)
-        n_bytes = sum(part.nbytes for part in inputs.values() if isinstance(part, np.ndarray))
-        self._check_room(n_rows, n_bytes)
-        shapes = tuple(part.shape[1:] for part in inputs.values())
-        item = _Waiting(inputs, n_rows, shapes, until_s, perf_counter(), self._loop.create_future(), n_bytes)
-        item.timer = self._loop.call_at(until_s, self._expire, item)
-        self._queue.append(item)
-        self._waiting_rows += n_rows
-        self._waiting_bytes += n_bytes
-        self._pump()
+        item = self._enter(inputs, n_rows, token, until_s)
         try:
             return await item.future
         except BaseException:
             self._leave(item)
             raise
         finally:
-            item.timer.cancel()
+            self._deadlines.forget(item)
 
-    def _check_room(self, n_rows: int, n_bytes: int) -> None:
-        rows, most_rows = self._waiting_rows, self._limits.max_waiting_rows
-        size, most = self._waiting_bytes, self._limits.max_waiting_bytes
-        if rows + n_rows > most_rows or (size and size + n_bytes > most):
-            raise Overloaded(
-                f"{self._extension} has {rows} rows waiting of {most_rows} at most, {size >> 20} of {most >> 20} MiB.",
-                hint="Send less at once, or give the extension more replicas.",
-            )
+    def backlog(self, token: Token) -> Backlog | None:
+        """What rows of this request would find here; None where they would go at once."""
+        full = len(self._running) >= self._n_slots
+        if not full and not self._line.n_places:
+            return None
+        busy_s = min(call.ends_s for call in self._running) - self._loop.time() if full else 0.0
+        rows = self._batch_rows
+        return Backlog(
+            self._line.ahead(token.priority, token.user),
+            max(0.0, busy_s * 1e3),
+            rows,
+            self._policy.expected_ms(rows),
+            self._n_slots,
+        )
+
+    def _enter(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float) -> _Waiting:
+        """Puts rows into the line, or sends them at once where nothing stands before them."""
+        loop, line = self._loop, self._line
+        now_s = loop.time()
+        n_bytes = 0
+        shapes = []
+        for part in inputs.values():
+            shapes.append(part.shape[1:])
+            if isinstance(part, np.ndarray):
+                n_bytes += part.nbytes
+        item = _Waiting(token, n_rows, n_bytes, until_s, shapes, inputs, loop.create_future(), perf_counter())
+        if token.gone:
+            raise Cancelled(f"the client left before {self._extension} ran.")
+        if now_s >= until_s:
+            raise self._late(item)
+        self._pulse.n_rows += n_rows
+        if not self._running and not line.n_places:
+            self._send([item], n_rows, self._lone, now_s)
+        else:
+            if not line.has_room(n_rows, n_bytes, token.priority):
+                raise self._full(token.priority)
+            line.push(item, now_s)
+            if len(self._running) < self._n_slots:
+                self._pump()
+        self._deadlines.watch(item)
+        return item
+
+    def _full(self, priority: int) -> Overloaded:
+        rows, size = self._line.n_rows, self._line.n_bytes
+        return Overloaded(
+            f"{self._extension} has {rows} rows waiting, {size >> 20} MiB: no more at priority {priority}.",
+            hint="Send less at once, or give the extension more replicas.",
+            retry_after_s=max(0.1, rows / self._batch_rows * self._policy.expected_ms(self._batch_rows) / 1e3),
+        )
 
     def _leave(self, item: _Waiting) -> None:
         """Lets go of the rows of a request that nobody waits for; a call that only such requests wait for is ended."""
-        if item.call is None:
-            if item in self._queue:
-                self._queue.remove(item)
-                self._forget(item)
-        elif not item.call.done() and all(other.future.done() for other in item.batch):
-            item.call.cancel()
-
-    def _forget(self, item: _Waiting) -> None:
-        self._waiting_rows -= item.n_rows
-        self._waiting_bytes -= item.n_bytes
+        item.future.cancel()
+        call = item.call
+        if call is None:
+            self._line.remove(item)
+        elif all(other.future.done() for other in call.batch):
+            call.task.cancel()
+            if not call.has_begun:  # then it never will
+                self._end(call)
 
     async def _submit_in_pieces(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float) -> Done:
         pieces: list[Done] = []
@@ -157,68 +233,95 @@ class Batcher:
         return Done(outputs, max(p.batch_rows for p in pieces), pieces[0].waited_ms, sum(p.ran_ms for p in pieces))
 
     def _pump(self) -> None:
-        while self._queue and len(self._running) < self._limits.max_in_flight:
-            batch = self._take()
-            if not batch:
+        """Sends what the policy wants sent, while a slot is free."""
+        while self._line.n_places and len(self._running) < self._n_slots:
+            now_s = self._loop.time()
+            state = self._state(now_s)
+            decision = self._policy.decide(state)
+            self._batch_rows = decision.n_rows
+            if self._look_again is not None:
+                self._look_again.cancel()
+                self._look_again = None
+            if decision.wait_ms > 0.0:
+                self._look_again = self._loop.call_later(decision.wait_ms / 1e3, self._pump)
                 return
-            # A context of its own: Serve cancels whatever a request's context started when that client leaves,
-            # and this call belongs to several clients.
-            task = self._loop.create_task(self._run(batch), context=contextvars.Context())
-            for item in batch:
-                item.batch, item.call = batch, task
-            self._running.add(task)
-            task.add_done_callback(self._ended)
+            n_rows = min(decision.n_rows, self._line.n_rows)
+            taken = self._line.take(decision.n_rows, now_s, self._pulse.run_s(self._policy.expected_ms(n_rows), now_s))
+            for item in taken.late:
+                self._pulse.n_dropped_rows += item.n_rows
+                _fail(item, self._late(item))
+            for item in taken.gone:
+                _fail(item, Cancelled(f"the client left before {self._extension} ran."))
+            if taken.batch:
+                self._send(taken.batch, sum([item.n_rows for item in taken.batch]), state, now_s)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+    def _state(self, now_s: float) -> QueueState:
+        line = self._line
+        return QueueState(
+            n_waiting_rows=line.n_rows,
+            n_waiting_requests=line.n_places,
+            oldest_wait_ms=(now_s - line.oldest_s()) * 1e3,
+            arrival_rate_per_s=self._pulse.rate_per_s(now_s),
+            least_slack_ms=(self._deadlines.earliest_s() - now_s) * 1e3,
+            n_in_flight=len(self._running),
+            n_slots=self._n_slots,
+            max_rows=self._limits.max_rows,
+            recent_ms=self._pulse.recent_ms,
+        )
+
+    def _send(self, batch: list[_Waiting], n_rows: int, state: QueueState, now_s: float) -> None:
+        call = _Call(batch, now_s + self._policy.expected_ms(n_rows) / 1e3, state)
+        for item in batch:
+            item.call = call
+        self._running[call] = None
+        # A context of its own: Serve cancels whatever a request's context started when that client leaves, and this
+        # call belongs to several clients.
+        call.task = self._loop.create_task(self._run(call), context=contextvars.Context())
+
+    async def _run(self, call: _Call) -> None:
+        call.has_begun = True
+        try:
+            await self._try(call, call.batch)
+        finally:
+            self._end(call)
+
+    def _end(self, call: _Call) -> None:
+        for item in call.batch:
+            item.call = None
+            if not item.future.done():
+                item.future.cancel()
+        del self._running[call]
         self._pump()
 
-    def _take(self) -> list[_Waiting]:
-        """The next batch: from the head of the queue, rows of one shape, skipping those nobody waits for."""
-        batch: list[_Waiting] = []
-        n_rows = 0
-        while self._queue:
-            item = self._queue[0]
-            if item.future.done():
-                self._forget(self._queue.popleft())
-                continue
-            if batch and (n_rows + item.n_rows > self._limits.max_rows or item.shapes != batch[0].shapes):
-                break
-            batch.append(self._queue.popleft())
-            n_rows += item.n_rows
-            self._forget(item)
-        return batch
-
-    async def _run(self, batch: list[_Waiting]) -> None:
-        try:
-            await self._call(batch)
-        except asyncio.CancelledError:
-            for item in batch:
-                item.future.cancel()
-            raise
-        except Exception as error:  # whatever happens, nobody may wait for ever
-            failure = error if isinstance(error, FenixError) else ExtensionRaised(f"{self._extension}: {error!r}")
-            for item in batch:
-                if not item.future.done():
-                    item.future.set_exception(failure)
-
-    async def _call(self, batch: list[_Waiting]) -> None:
+    async def _try(self, call: _Call, batch: list[_Waiting]) -> None:
+        """Calls the extension, and answers every request of the batch, whatever happens."""
         started_s = perf_counter()
-        n_rows = sum(item.n_rows for item in batch)
         parts = {port: [item.inputs[port] for item in batch] for port in batch[0].inputs}
-        timeout_s = max(item.until_s for item in batch) - self._loop.time()
+        timeout_s = max([item.until_s for item in batch]) - self._loop.time()
         try:
             ran = await self._calls.infer(self._extension, parts, timeout_s)
-        except (ExtensionRaised, ExtensionBroken, BadRequest):
+            self._share_out(call, batch, ran, started_s)
+        except (ExtensionRaised, ExtensionBroken, BadRequest) as refusal:
             waiting = [item for item in batch if not item.future.done()]
-            if len(batch) == 1 or not waiting:
-                raise
-            half = len(batch) // 2
-            await self._run(batch[:half])
-            await self._run(batch[half:])
-            return
-        kilo = sum(math.prod(part.shape) for port in self._free_ports for part in parts[port]) / 1e3
-        self._observe(self._extension, n_rows, kilo, (perf_counter() - started_s) * 1e3)
+            if len(batch) == 1:
+                _fail(batch[0], refusal)
+            elif len(waiting) < len(batch):
+                if waiting:
+                    await self._try(call, waiting)
+            else:
+                half = len(batch) // 2
+                await self._try(call, batch[:half])
+                await self._try(call, batch[half:])
+        except Exception as error:  # nobody may wait for ever
+            failure = error if isinstance(error, FenixError) else ExtensionRaised(f"{self._extension}: {error!r}")
+            for item in batch:
+                late = isinstance(failure, ExtensionTimeout) and item.token.late(self._loop.time())
+                _fail(item, self._late(item) if late else failure)
+
+    def _share_out(self, call: _Call, batch: list[_Waiting], ran: Ran, started_s: float) -> None:
+        """Gives everybody the own rows."""
+        n_rows = sum([item.n_rows for item in batch])
+        self._note(call, batch, n_rows, (perf_counter() - started_s) * 1e3)
         start = 0
         for item in batch:
             stop = start + item.n_rows
@@ -228,18 +331,133 @@ class Batcher:
                 item.future.set_result(Done(outputs, n_rows, waited_ms, ran.run_ms))
             start = stop
 
+    def _note(self, call: _Call, batch: list[_Waiting], n_rows: int, took_ms: float) -> None:
+        """What a call took, told to all who learn from it."""
+        kilo = 0.0
+        if self._free_ports:
+            kilo = sum(math.prod(item.inputs[port].shape) for port in self._free_ports for item in batch) / 1e3
+        self._observe(self._extension, n_rows, kilo, took_ms)
+        now_s = self._loop.time()
+        n_late_rows = sum([item.n_rows for item in batch if item.until_s < now_s])
+        dropped = self._pulse.called(took_ms, now_s)
+        self._policy.observe(BatchOutcome(n_rows, took_ms, n_late_rows, call.state, dropped))
+
     def _expire(self, item: _Waiting) -> None:
-        if not item.future.done():
-            waited_ms = (perf_counter() - item.since_s) * 1e3
-            item.future.set_exception(ExtensionTimeout(f"{self._extension} did not answer within {waited_ms:.0f} ms."))
+        _fail(item, self._late(item))
+
+    def _late(self, item: _Waiting) -> DeadlineExceeded | ExtensionTimeout:
+        """Whose time is up: the client's, or only that of this step."""
+        waited_ms = (perf_counter() - item.since_s) * 1e3
+        where = "could not be done in time by" if item.call is None else "was not done in time by"
+        told = f"the request {where} {self._extension}, {waited_ms:.0f} ms after it came there."
+        if item.token.hard and item.until_s >= item.token.until_s:
+            return DeadlineExceeded(told, hint="Allow more time, or plan for less.")
+        return ExtensionTimeout(told)
+
+
+class _Pulse:
+    """What a batcher remembers of its recent past."""
+
+    def __init__(self, now_s: float) -> None:
+        self.n_rows = 0  # that came since `_since_s`
+        self.n_dropped_rows = 0  # since the last call
+        self.recent_ms = 0.0
+        self._rate_per_s = 0.0
+        self._since_s = now_s
+        self._called_s = -math.inf
+
+    def rate_per_s(self, now_s: float) -> float:
+        """Rows that come per second: a moving average over some `RATE_S`."""
+        span_s = now_s - self._since_s
+        if span_s >= RATE_S:
+            kept = math.exp(-span_s / (4 * RATE_S))
+            self._rate_per_s = kept * self._rate_per_s + (1.0 - kept) * self.n_rows / span_s
+            self.n_rows, self._since_s = 0, now_s
+        return self._rate_per_s
+
+    def called(self, took_ms: float, now_s: float) -> int:
+        """Notes a call; gives back the rows dropped since the one before."""
+        self.recent_ms = took_ms if self.recent_ms == 0.0 else 0.8 * self.recent_ms + 0.2 * took_ms
+        self._called_s = now_s
+        dropped, self.n_dropped_rows = self.n_dropped_rows, 0
+        return dropped
+
+    def run_s(self, expected_ms: float, now_s: float) -> float:
+        """What a call will take, where that is fresh enough to turn anybody away for it: an extension that was slow
+        once, and from then on gets nothing in time, could never show that it is well again."""
+        return expected_ms / 1e3 if now_s - self._called_s <= NEWS_S else 0.0
+
+
+class _Deadlines:
+    """Who has to hear by when, with one timer for all: at the earliest."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, expire: Callable[[_Waiting], None]) -> None:
+        self._loop = loop
+        self._expire = expire
+        self._watched: dict[int, _Waiting] = {}
+        self._heap: list[tuple[float, int]] = []  # some are watched no more
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_s = math.inf
+
+    def watch(self, item: _Waiting) -> None:
+        key = id(item)
+        self._watched[key] = item
+        heappush(self._heap, (item.until_s, key))
+        if item.until_s < self._rings_s:
+            self._set(item.until_s)
+        elif len(self._heap) > 2 * len(self._watched) + 64:
+            self._heap = [(watched.until_s, key) for key, watched in self._watched.items()]
+            heapify(self._heap)
+
+    def forget(self, item: _Waiting) -> None:
+        self._watched.pop(id(item), None)
+
+    def earliest_s(self) -> float:
+        """inf where nobody waits."""
+        while self._heap and not self._is_watched(self._heap[0]):
+            heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
+
+    def _is_watched(self, entry: tuple[float, int]) -> bool:
+        item = self._watched.get(entry[1])  # another one may have the id by now
+        return item is not None and item.until_s == entry[0]
+
+    def _set(self, at_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_s = at_s
+        self._timer = self._loop.call_at(at_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer, self._rings_s = None, math.inf
+        now_s = self._loop.time()
+        while (earliest_s := self.earliest_s()) <= now_s:
+            item = self._watched.pop(heappop(self._heap)[1])
+            self._expire(item)
+        if earliest_s < math.inf:
+            self._set(earliest_s)
+
+
+def usual_policy(card: Card) -> BatchPolicy:
+    """The default policy, told what a call takes as far as the card knows."""
+    return make_policy(DEFAULT_POLICY, fixed_ms=card.profile.fixed_ms, per_row_ms=card.profile.per_row_ms)
 
 
 class Batchers:
     """One Batcher per extension version, made when first needed."""
 
-    def __init__(self, calls: Calls, observe: Observe = lambda extension, n_rows, kilo, took_ms: None) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        observe: Observe = lambda extension, n_rows, kilo, took_ms: None,
+        policy_of: PolicyOf = usual_policy,
+        weight_of: WeightOf = lambda user: 1.0,
+    ) -> None:
+        """`weight_of` gives a user's share of an extension relative to that of the others."""
         self._calls = calls
         self._observe = observe
+        self._policy_of = policy_of
+        self._weight_of = weight_of
         self._by_extension: dict[ExtensionId, Batcher] = {}
 
     def of(self, card: Card) -> Batcher:
@@ -249,15 +467,25 @@ class Batchers:
             # the batches: the chain of three at 128 connections made 2,700 requests a second with one, 1,900 with two.
             slots = card.resources.max_replicas
             limits = BatchLimits(max_rows=card.resources.max_batch_rows, max_in_flight=slots)
+            policy = self._policy_of(card)
             batcher = self._by_extension[card.id] = Batcher(
-                card.id, self._calls, limits, self._observe, card.free_ports
+                card.id, self._calls, limits, self._observe, policy, card.free_ports, self._weight_of
             )
         return batcher
+
+    def existing(self, extension: ExtensionId) -> Batcher | None:
+        """The queue of an extension that was called before."""
+        return self._by_extension.get(extension)
 
     def keep_only(self, extensions: frozenset[ExtensionId]) -> None:
         """Forgets the queues of extensions that are gone; what is in them still runs to its end."""
         for id_ in [id_ for id_ in self._by_extension if id_ not in extensions]:
             del self._by_extension[id_]
+
+
+def _fail(item: _Waiting, failure: FenixError) -> None:
+    if not item.future.done():
+        item.future.set_exception(failure)
 
 
 def _cut(inputs: Mapping[str, Part], start: int, stop: int) -> dict[str, Part]:

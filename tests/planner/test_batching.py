@@ -7,10 +7,20 @@ import numpy as np
 import pytest
 
 from planner.batching import Batcher, BatchLimits, Done
-from planner.calls import Produced
+from planner.calls import Parts, Produced, Ran
 from planner.cards import ExtensionId
-from planner.errors import BadInput, ExtensionBroken, ExtensionRaised, ExtensionTimeout, Overloaded
+from planner.errors import (
+    BadInput,
+    Cancelled,
+    DeadlineExceeded,
+    ExtensionBroken,
+    ExtensionRaised,
+    ExtensionTimeout,
+    Overloaded,
+)
 from planner.features import Array
+from planner.policies.greedy import Greedy
+from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
 from planner.tokens import Token
 from tests.planner.doubles import PacedCalls, Work, failing, plus
 
@@ -20,15 +30,15 @@ FAR_S = 1e9
 
 def batcher(work: Work, **limits: int) -> tuple[Batcher, PacedCalls]:
     calls = PacedCalls({NAME: work})
-    return Batcher(NAME, calls, BatchLimits(**limits), lambda extension, n_rows, kilo, took_ms: None), calls
+    return Batcher(NAME, calls, BatchLimits(**limits), lambda extension, n_rows, kilo, took_ms: None, Greedy()), calls
 
 
 def numbers(*values: float) -> dict[str, Array]:
     return {"x": np.array(values, np.float32)}
 
 
-async def submit(queue: Batcher, *values: float, until_s: float = FAR_S) -> list[float]:
-    done = await queue.submit(numbers(*values), len(values), Token(until_s))
+async def submit(queue: Batcher, *values: float, until_s: float = FAR_S, priority: int = 0) -> list[float]:
+    done = await queue.submit(numbers(*values), len(values), Token(until_s, priority))
     return np.asarray(done.outputs["y"].values).tolist()
 
 
@@ -257,8 +267,185 @@ def test_what_a_call_took_is_told_with_its_rows_and_the_size_of_what_has_no_fixe
     async def scenario() -> None:
         told: list[tuple[int, float]] = []
         calls = PacedCalls({NAME: plus(0)})
-        queue = Batcher(NAME, calls, BatchLimits(), lambda e, n_rows, kilo, ms: told.append((n_rows, kilo)), ("x",))
+        queue = Batcher(
+            NAME, calls, BatchLimits(), lambda e, n_rows, kilo, ms: told.append((n_rows, kilo)), Greedy(), ("x",)
+        )
         await queue.submit({"x": np.ones((2, 500), np.float32)}, 2, Token(FAR_S))
         assert told == [(2, 1.0)]
+
+    asyncio.run(scenario())
+
+
+def test_while_more_urgent_rows_could_come_the_last_of_the_room_is_kept_for_them() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_waiting_rows=20)
+        calls.gate.clear()
+        hanging = asyncio.create_task(submit(queue, 0.0))
+        await settle()
+        flood = [asyncio.create_task(submit(queue, 1.0, priority=9)) for _ in range(20)]
+        await settle()
+        refused = [task for task in flood if task.done()]
+        assert all(isinstance(task.exception(), Overloaded) for task in refused)
+        assert len(refused) == 9
+        urgent = asyncio.create_task(submit(queue, 2.0))
+        await settle()
+        calls.gate.set()
+        assert await urgent == [2.0]
+        assert len(await asyncio.gather(hanging, *flood, return_exceptions=True)) == 21
+
+    asyncio.run(scenario())
+
+
+def test_the_most_urgent_and_of_those_the_first_due_travel_first() -> None:
+    order: list[float] = []
+
+    def noting(rows: dict[str, Array]) -> Mapping[str, Produced]:
+        order.extend(rows["x"].tolist())
+        return plus(0)(rows)
+
+    async def scenario() -> None:
+        queue, calls = batcher(noting, max_rows=1)
+        calls.gate.clear()
+        soon_s = asyncio.get_running_loop().time() + 1.0
+        tasks = [asyncio.create_task(submit(queue, 0.0))]
+        await settle()
+        for value, priority, wait_s in [(1.0, 5, 3.0), (2.0, 5, 2.0), (3.0, 1, 4.0), (4.0, 5, 1.0)]:
+            tasks.append(asyncio.create_task(submit(queue, value, until_s=soon_s + wait_s, priority=priority)))
+        await settle()
+        calls.gate.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+    assert order == [0.0, 3.0, 4.0, 2.0, 1.0]
+
+
+def test_rows_that_could_not_be_done_in_time_any_more_fail_before_they_run() -> None:
+    class SlowCalls(PacedCalls):
+        async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+            await asyncio.sleep(0.05)
+            return await super().infer(extension, parts, timeout_s)
+
+    async def scenario() -> None:
+        calls = SlowCalls({NAME: plus(0)})
+        queue = Batcher(NAME, calls, BatchLimits(max_rows=1), lambda e, n_rows, kilo, ms: None, Greedy())
+        await submit(queue, 0.0)  # now it is known what a call takes
+        now_s = asyncio.get_running_loop().time()
+        first = asyncio.create_task(submit(queue, 1.0))
+        await settle()
+        hard = Token(now_s + 0.08, hard=True)
+        with pytest.raises(DeadlineExceeded, match="could not be done in time"):
+            await queue.submit(numbers(2.0), 1, hard)
+        assert asyncio.get_running_loop().time() < hard.until_s
+        await first
+        assert len(calls.batches) == 2
+
+    asyncio.run(scenario())
+
+
+def test_rows_of_a_client_that_has_gone_never_run() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0))
+        calls.gate.clear()
+        first = asyncio.create_task(submit(queue, 1.0))
+        await settle()
+        token = Token(FAR_S)
+        later = asyncio.create_task(queue.submit(numbers(2.0), 1, token))
+        await settle()
+        token.gone = True
+        calls.gate.set()
+        await first
+        with pytest.raises(Cancelled):
+            await later
+        with pytest.raises(Cancelled):
+            await queue.submit(numbers(3.0), 1, token)
+        assert calls.batches == [(NAME, 1)]
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_is_given_up_before_it_began_frees_its_place() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0))
+        token = Token(FAR_S)
+        coroutine = queue.submit(numbers(1.0), 1, token)
+        coroutine.send(None)  # the call has its task, but the event loop had no turn yet
+        coroutine.close()
+        assert await submit(queue, 2.0) == [2.0]
+        assert calls.batches == [(NAME, 1)]
+
+    asyncio.run(scenario())
+
+
+class Patient(BatchPolicy):
+    """Waits for three rows, or 20 ms."""
+
+    name = "patient"
+
+    def _wish(self, state: QueueState) -> tuple[int, float]:
+        return 3, 20.0 - state.oldest_wait_ms
+
+
+def test_a_policy_may_wait_for_more_and_looks_again_in_time() -> None:
+    async def scenario() -> None:
+        calls = PacedCalls({NAME: plus(0)})
+        queue = Batcher(NAME, calls, BatchLimits(max_in_flight=2), lambda e, n_rows, kilo, ms: None, Patient())
+        loop = asyncio.get_running_loop()
+        for _ in range(5):  # so that the policy may expect more rows to come
+            await asyncio.gather(*(submit(queue, float(i)) for i in range(100)))
+            await asyncio.sleep(0.03)
+        calls.batches.clear()
+        calls.gate.clear()
+        first = asyncio.create_task(submit(queue, 0.0))
+        await settle()
+        began_s = loop.time()
+        pair = [asyncio.create_task(submit(queue, float(i))) for i in range(2)]
+        await settle()
+        assert [n_rows for _, n_rows in calls.batches] == [1]
+        calls.gate.set()
+        await asyncio.gather(*pair)
+        assert [n_rows for _, n_rows in calls.batches] == [1, 2]
+        assert loop.time() - began_s >= 0.015
+        await first
+
+    asyncio.run(scenario())
+
+
+def test_the_policy_hears_what_calls_took_and_how_many_rows_were_dropped() -> None:
+    heard: list[BatchOutcome] = []
+
+    class Listening(Greedy):
+        def _learn(self, outcome: BatchOutcome) -> None:
+            heard.append(outcome)
+
+    async def scenario() -> None:
+        calls = PacedCalls({NAME: plus(0)})
+        queue = Batcher(NAME, calls, BatchLimits(), lambda e, n_rows, kilo, ms: None, Listening())
+        calls.gate.clear()
+        first = asyncio.create_task(submit(queue, 1.0, 2.0))
+        await settle()
+        others = [asyncio.create_task(submit(queue, 3.0)) for _ in range(2)]
+        await settle()
+        calls.gate.set()
+        await asyncio.gather(first, *others)
+
+    asyncio.run(scenario())
+    assert [(outcome.n_rows, outcome.state.n_waiting_rows) for outcome in heard] == [(2, 1), (2, 2)]
+
+
+def test_a_backlog_tells_what_a_new_request_would_find() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_rows=4)
+        assert queue.backlog(Token(FAR_S)) is None
+        calls.gate.clear()
+        tasks = [asyncio.create_task(submit(queue, *([1.0] * 4), priority=5)) for _ in range(3)]
+        await settle()
+        found = queue.backlog(Token(FAR_S, priority=5))
+        assert found is not None
+        assert found.ahead.n_rows == 8
+        urgent = queue.backlog(Token(FAR_S, priority=0))
+        assert urgent is not None
+        assert urgent.ahead.n_rows == 0
+        calls.gate.set()
+        await asyncio.gather(*tasks)
 
     asyncio.run(scenario())
