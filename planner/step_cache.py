@@ -40,7 +40,8 @@ _BESIDE_BYTES = 1 << 20  # inputs from this size on (0.8 ms) are hashed on a thr
 @dataclass(frozen=True, slots=True)
 class StepCacheCounts:
     """Rows since the start: `hits` found, `joined` computed by another request at that moment (or twice in one
-    request), `misses` computed, `passed` computed without the cache. Held now: `n_rows` in `n_bytes`. `evictions` for want of room.
+    request), `misses` computed, `passed` computed without the cache, `evictions` given up for want of room. Held now:
+    `n_rows` in `n_bytes`.
     """
 
     hits: int
@@ -190,16 +191,18 @@ class _Request:
         missing = [key for key in self._at if key not in self._rows]
         theirs = {key: call for key in missing if (call := self._under_way(key)) is not None}
         mine = [key for key in missing if key not in theirs]
-        if len(mine) == len(self._keys):
-            return await self._compute(mine)
         if mine:
-            await self._compute(mine)
+            done = await self._compute(mine)
+            if len(mine) == len(self._keys):
+                return done
         if theirs:
             # Whoever waits here has nothing left that others wait for, so requests cannot wait in a circle.
             await self._wait(theirs)
             # What failed for them is ours to compute, and not to be waited for again: two calls at most.
             if failed := [key for key in theirs if key not in self._rows]:
-                await self._compute(failed)
+                done = await self._compute(failed)
+                if len(failed) == len(self._keys):
+                    return done
         return self._joined()
 
     def _under_way(self, key: Key) -> _Call | None:
