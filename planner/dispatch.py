@@ -16,7 +16,7 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from planner.batching import Batchers, Done
+from planner.batching import Done
 from planner.calls import Part, Produced, local
 from planner.cards import Card, ExtensionId
 from planner.errors import (
@@ -29,6 +29,7 @@ from planner.errors import (
     StepFailed,
 )
 from planner.features import Array, Rows, shapes_unify
+from planner.placed import Queues
 from planner.plans import REQUEST, Answer, Binding, Plan, Source, Step, StepId, StepRecord
 from planner.tokens import Token
 
@@ -47,8 +48,10 @@ class _Result:
 class Dispatcher:
     """Runs plans over the extensions of one catalogue. Belongs to one event loop."""
 
-    def __init__(self, batchers: Batchers, card_of: CardOf) -> None:
-        self._batchers = batchers
+    def __init__(self, queues: Queues, card_of: CardOf, at_once: Callable[[Plan], bool] = lambda plan: False) -> None:
+        """`at_once` tells whether nothing in a plan waits: its steps then run one after the other, without tasks."""
+        self._queues = queues
+        self.at_once = at_once
         self._card_of = card_of
 
     async def dispatch(
@@ -98,12 +101,12 @@ class Dispatcher:
         card = self._card_of(wanted)
         return card is not None and stand_in.accuracy.mean < card.accuracy.mean
 
-    def queue(self, extension: ExtensionId) -> tuple[Card, Batchers]:
+    def queue(self, extension: ExtensionId) -> tuple[Card, Queues]:
         """The card of a deployed extension and the queues. Raises ExtensionUnavailable when it is gone."""
         card = self._card_of(extension)
         if card is None:
             raise ExtensionUnavailable(f"{extension} was removed while the request ran.", hint="Send it again.")
-        return card, self._batchers
+        return card, self._queues
 
 
 class _Run:
@@ -134,7 +137,7 @@ class _Run:
     async def answer(self) -> dict[str, Rows]:
         """All steps, then the outputs by name."""
         steps = self._plan.steps
-        if _is_chain(steps):
+        if _is_chain(steps) or self._dispatcher.at_once(self._plan):
             for step in steps:
                 self._results[step.id] = await self._step(step)
         else:

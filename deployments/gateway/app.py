@@ -15,6 +15,7 @@ from ray import serve
 from deployments.applications import Installation
 from deployments.gateway.engine import Engine
 from deployments.gateway.server import serve_grpc, serve_http
+from deployments.inline import InlineHost
 from deployments.registry import CatalogueFollower, RegistryClient
 from deployments.serve_calls import ServeCalls
 from planner.errors import FenixError
@@ -34,12 +35,22 @@ class Gateway:
         self._registry = registry
         model = installation.sentence_model
         encoder = (lambda: SentenceEncoder(model)) if model else TfidfEncoder
-        self._engine = Engine(ServeCalls(), ready=lambda: self._follower.ready(), encoder=encoder)
+        calls = ServeCalls()
+        self._engine = engine = Engine(calls, ready=lambda: self._follower.ready(), encoder=encoder)
         self._follower = CatalogueFollower(registry, self._engine.follow)
         await self._follower.start()
         host, limits = installation.host, installation.limits
         self._http = await serve_http(self._engine, host, installation.http_port, limits)
         self._grpc = await serve_grpc(self._engine, host, installation.grpc_port, limits)
+        self._inline = InlineHost(
+            engine.placed,
+            engine.placements,
+            calls,
+            lambda: engine.catalogue,
+            mlflow_uri=installation.mlflow_uri,
+            cache_dir=installation.cache_dir,
+        )
+        self._tending = asyncio.get_running_loop().create_task(self._inline.tend(), name="tend-inline")
         self._telling = asyncio.get_running_loop().create_task(self._tell_profiles(), name="tell-profiles")
 
     async def _tell_profiles(self) -> None:
@@ -59,14 +70,21 @@ class Gateway:
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces a gateway whose background work has died."""
-        for name, alive in (("catalogue follower", self._follower.ready()), ("profiles", not self._telling.done())):
+        tasks = {
+            "catalogue follower": self._follower.ready(),
+            "profiles": not self._telling.done(),
+            "inline host": not self._tending.done(),
+        }
+        for name, alive in tasks.items():
             if not alive:
                 raise RuntimeError(f"the gateway's {name} task has ended")
 
     async def __del__(self) -> None:
         """Called by Serve on shutdown: stops accepting, lets what is under way finish, closes."""
         self._telling.cancel()
+        self._tending.cancel()
         await asyncio.gather(self._http.stop(_DRAIN_S), self._grpc.stop(_DRAIN_S))
+        await self._inline.close()
         await self._follower.stop()
 
 

@@ -1,0 +1,125 @@
+"""Queues by placement: what runs inline is called where it stands, everything else goes into its batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from planner.batching import Batchers, Done, Observe
+from planner.calls import Part, Produced
+from planner.cards import Card, ExtensionId
+from planner.errors import ExtensionBroken, ExtensionRaised, StepFailed
+from planner.features import Array, Rows
+from planner.placement import Placements
+from planner.plans import Plan
+from planner.tokens import Token
+
+Function = Callable[[Mapping[str, Array]], Mapping[str, Rows]]
+
+
+class Queue(Protocol):
+    """What takes the rows of one step. See `planner.batching.Batcher.submit`."""
+
+    async def submit(
+        self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float | None = None
+    ) -> Done: ...
+
+
+class Queues(Protocol):
+    """The queues of all extensions."""
+
+    def of(self, card: Card) -> Queue: ...
+
+
+class Placed:
+    """The queues of all extensions, inline or not. `functions` are those that run inline; change it with `place`."""
+
+    def __init__(self, batchers: Batchers, placements: Placements, observe: Observe) -> None:
+        self._batchers = batchers
+        self._placements = placements
+        self._observe = observe
+        self._inline: dict[ExtensionId, Queue] = {}
+        self._remote: dict[ExtensionId, Queue] = {}
+
+    def of(self, card: Card) -> Queue:
+        """The queue of an extension."""
+        queue = self._inline.get(card.id) or self._remote.get(card.id)
+        if queue is None:
+            queue = self._remote[card.id] = _Watched(card.id, self._batchers.of(card), self._placements)
+        return queue
+
+    def place(self, card: Card, function: Function) -> None:
+        """From now on the extension runs inline. `function` raises FenixError subclasses only."""
+        self._inline[card.id] = _Inline(card, function, self._batchers, self._placements, self._observe)
+
+    def displace(self, extension: ExtensionId) -> None:
+        """From now on it runs in its own deployment again."""
+        self._inline.pop(extension, None)
+
+    def at_once(self, plan: Plan) -> bool:
+        """Whether all of a plan runs inline."""
+        inline = self._inline
+        return all(step.extension in inline for step in plan.steps)
+
+    def inline(self) -> frozenset[ExtensionId]:
+        return frozenset(self._inline)
+
+    def keep_only(self, extensions: frozenset[ExtensionId]) -> None:
+        """Forgets extensions that are gone."""
+        for queues in (self._inline, self._remote):
+            for id_ in [id_ for id_ in queues if id_ not in extensions]:
+                del queues[id_]
+        self._batchers.keep_only(extensions)
+
+
+class _Watched:
+    """A batcher whose calls tell whether the extension could run inline."""
+
+    def __init__(self, extension: ExtensionId, batcher: Queue, placements: Placements) -> None:
+        self._extension = extension
+        self._batcher = batcher
+        self._placements = placements
+
+    async def submit(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float | None = None) -> Done:
+        try:
+            done = await self._batcher.submit(inputs, n_rows, token, until_s)
+        except StepFailed:
+            self._placements.failed(self._extension, perf_counter())
+            raise
+        self._placements.ran(self._extension, done.ran_ms, perf_counter())
+        return done
+
+
+class _Inline:
+    """An extension in this process: nobody waits for anything. Batches that are too large go to its deployment."""
+
+    def __init__(
+        self, card: Card, function: Function, batchers: Batchers, placements: Placements, observe: Observe
+    ) -> None:
+        self._card = card
+        self._function = function
+        self._batchers = batchers
+        self._placements = placements
+        self._observe = observe
+        self._most_rows = card.resources.max_batch_rows
+        self._free_ports = card.free_ports
+
+    async def submit(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float | None = None) -> Done:
+        if n_rows > self._most_rows or not all(isinstance(part, np.ndarray) for part in inputs.values()):
+            return await self._batchers.of(self._card).submit(inputs, n_rows, token, until_s)
+        started_s = perf_counter()
+        try:
+            made = self._function(inputs)  # type: ignore[arg-type]  # all of them are arrays
+        except (ExtensionRaised, ExtensionBroken):
+            self._placements.failed(self._card.id, perf_counter())
+            raise
+        ended_s = perf_counter()
+        ran_ms = (ended_s - started_s) * 1e3
+        self._placements.ran(self._card.id, ran_ms, ended_s)
+        kilo = sum(math.prod(inputs[port].shape) for port in self._free_ports) / 1e3
+        self._observe(self._card.id, n_rows, kilo, ran_ms)
+        return Done({name: Produced(rows.values, rows.confidence) for name, rows in made.items()}, n_rows, 0.0, ran_ms)
