@@ -27,6 +27,8 @@ from planner.features import Array, Feature, Port, Rows, check_rows, datatype_of
 from planner.goals import Goal, Objective, Terms
 from planner.index import index_of
 from planner.intent import Analyser, Encoder, TfidfEncoder
+from planner.placed import Placed
+from planner.placement import Placements
 from planner.plan_cache import PlanCache
 from planner.plans import Answer, PlanRequest, PlanSet
 from planner.profiles import Profiles
@@ -59,8 +61,9 @@ class Engine:
     ) -> None:
         """`encoder` makes what sentences are compared with, on a thread when the first sentence comes."""
         self._profiles = Profiles()
-        self._batchers = Batchers(calls, self._profiles.observe)
-        self._dispatcher = Dispatcher(self._batchers, self._card)
+        self.placements = Placements()
+        self.placed = Placed(Batchers(calls, self._profiles.observe), self.placements, self._profiles.observe)
+        self._dispatcher = Dispatcher(self.placed, self._card, self.placed.at_once)
         self._plans = PlanCache()
         self._catalogue = Catalogue()
         self._convoys: dict[Hashable, Convoy] = {}
@@ -80,7 +83,8 @@ class Engine:
         self._catalogue = catalogue
         self._analyser = None
         self._convoys = {}
-        self._batchers.keep_only(frozenset(catalogue.cards))
+        self.placed.keep_only(frozenset(catalogue.cards))
+        self.placements.keep_only(frozenset(catalogue.cards))
         self._profiles.keep_only(frozenset(catalogue.cards))
 
     def ready(self) -> bool:
@@ -131,7 +135,7 @@ class Engine:
         if convoy is None:
             if len(self._convoys) >= MOST_CONVOYS:
                 del self._convoys[next(iter(self._convoys))]
-            convoy = self._convoys[key] = Convoy(plans, self._dispatcher.dispatch, lambda plan: False)
+            convoy = self._convoys[key] = Convoy(plans, self._dispatcher.dispatch, self.placed.at_once)
         n_rows = len(next(iter(inputs.values())))
         return Route(self._catalogue.epoch, target.model, target.version, terms, n_rows, plans, convoy)
 
