@@ -50,6 +50,7 @@ _WAYS_OUT = {
     "NoPlan": "`fenix plan` shows what was considered.",
     "Unsure": "`fenix get goals` lists what can be asked.",
     "Overloaded": "Try again in a moment.",
+    "ShareExceeded": "Send slower, or less at once.",
     "DeadlineExceeded": "Allow more time with --deadline-ms, or see `fenix status`.",
     "StepFailed": "Try again; `fenix status` shows which extensions are healthy.",
     "StoreUnavailable": "`fenix status` shows whether the database and the model registry run.",

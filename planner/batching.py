@@ -18,6 +18,7 @@ from time import perf_counter  # uvloop's own clock counts whole milliseconds: g
 
 import numpy as np
 
+from planner.admission import Backlog
 from planner.calls import Calls, Part, Produced, Ran, concatenated, local
 from planner.cards import Card, ExtensionId
 from planner.errors import (
@@ -30,7 +31,7 @@ from planner.errors import (
     FenixError,
     Overloaded,
 )
-from planner.line import Ahead, Line, Place, WeightOf
+from planner.line import Line, Place, WeightOf
 from planner.policies import DEFAULT_POLICY
 from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
 from planner.policies.registry import make_policy
@@ -62,17 +63,6 @@ class Done:
     batch_rows: int
     waited_ms: float
     ran_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """What a new request would find: rows before it, the ms until a call can start, rows and ms of a full call."""
-
-    ahead: Ahead
-    busy_ms: float
-    batch_rows: int
-    batch_ms: float
-    n_slots: int
 
 
 @dataclass(slots=True, eq=False)
@@ -473,9 +463,10 @@ class Batchers:
             )
         return batcher
 
-    def existing(self, extension: ExtensionId) -> Batcher | None:
-        """The queue of an extension that was called before."""
-        return self._by_extension.get(extension)
+    def backlog(self, extension: ExtensionId, token: Token) -> Backlog | None:
+        """What rows of this request would find before the extension; None where they would go at once."""
+        batcher = self._by_extension.get(extension)
+        return None if batcher is None else batcher.backlog(token)
 
     def keep_only(self, extensions: frozenset[ExtensionId]) -> None:
         """Forgets the queues of extensions that are gone; what is in them still runs to its end."""

@@ -17,7 +17,8 @@ FenixError                         500  INTERNAL             (lineage/errors.py)
 ├── Unsure                         422  FAILED_PRECONDITION  the sentence could mean several goals, or none
 ├── NoPlan                         422  FAILED_PRECONDITION  nothing leads from the inputs to what is wanted
 │   └── TermsUnmet                 422                       plans exist, but none within the terms
-├── Overloaded                     503  UNAVAILABLE          a queue is full; `retry_after_s` says when to come back
+├── Overloaded                     503  UNAVAILABLE          no room, or no time left for it; `retry_after_s` says when
+│   └── ShareExceeded              429  RESOURCE_EXHAUSTED   because of the user's own rows that wait already
 ├── DeadlineExceeded               504  DEADLINE_EXCEEDED    the request's deadline passed
 ├── Cancelled                      499  CANCELLED            the client went away
 ├── StepFailed                     502  UNAVAILABLE          an extension could not do its step
@@ -56,6 +57,7 @@ __all__ = [
     "NoPlan",
     "NotFound",
     "Overloaded",
+    "ShareExceeded",
     "StepFailed",
     "StoreUnavailable",
     "TermsUnmet",
@@ -149,7 +151,10 @@ class TermsUnmet(NoPlan):
 
 
 class Overloaded(FenixError):
-    """A bounded queue is full. HTTP 503, gRPC UNAVAILABLE. Nothing was started; retry after `retry_after_s`."""
+    """A bounded queue is full, or so much waits that the deadline would pass. HTTP 503, gRPC UNAVAILABLE.
+
+    Nothing was started; retry after `retry_after_s`.
+    """
 
     status = 503
     grpc_status = "UNAVAILABLE"
@@ -157,6 +162,13 @@ class Overloaded(FenixError):
     def __init__(self, message: str, *, hint: str = "", retry_after_s: float = 1.0) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class ShareExceeded(Overloaded):
+    """What the user sent before fills the user's share of the line. HTTP 429, gRPC RESOURCE_EXHAUSTED. Send slower."""
+
+    status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class DeadlineExceeded(FenixError):

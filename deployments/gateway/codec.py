@@ -227,7 +227,7 @@ _KINDS: dict[str, type[FenixError]] = {
     if isinstance(kind := getattr(planner.errors, name), type) and issubclass(kind, FenixError)
 }
 _KIND_OF_STATUS: dict[int, str] = {400: "BadRequest", 404: "NotFound", 409: "Conflict", 413: "BodyTooLarge"}
-_KIND_OF_STATUS |= {422: "NoPlan", 502: "StepFailed", 503: "Overloaded", 504: "DeadlineExceeded"}
+_KIND_OF_STATUS |= {422: "NoPlan", 429: "ShareExceeded", 502: "StepFailed", 503: "Overloaded", 504: "DeadlineExceeded"}
 
 
 def decode_error(status: int, body: bytes, *, kind: str = "", retry_after_s: float | None = None) -> FenixError:

@@ -70,6 +70,7 @@ _MEANING = {
     413: "Over the limit on bytes or rows. Split it.",
     415: "A media type or content encoding that is not served.",
     422: "The sentence is unclear, or nothing leads to what is wanted within the terms.",
+    429: "Your own rows that wait fill your share; retry after `Retry-After` seconds.",
     500: "A fault of the gateway, logged under the id in the message.",
     502: "An extension failed, and so did its alternatives.",
     503: "Overloaded or not ready; retry after `Retry-After` seconds.",
@@ -82,7 +83,7 @@ def _may_answer(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _READING = _may_answer(400, 404, 500)
-_RUNNING = _may_answer(400, 404, 413, 415, 422, 500, 502, 503, 504)
+_RUNNING = _may_answer(400, 404, 413, 415, 422, 429, 500, 502, 503, 504)
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
