@@ -149,6 +149,7 @@ class StepCache:
                 self._store.drop(card.id)
             return space
         self._forget(card.id)
+        # In the keys too: who was on the hashing thread when the space changed must not find the other's rows.
         prefix = sha256(repr(card.identity).encode()).digest()
         space = self._spaces[card.id] = _Space(card, prefix, worth_caching(card))
         return space
