@@ -19,6 +19,7 @@ from planner.errors import FenixError
 _PARTICULAR = frozenset(
     {b"content-encoding", b"expect", b"inference-header-content-length", b"upgrade", b"x-request-id"}
 )
+_USUAL: dict[str, tuple[list[tuple[bytes, bytes]], bytes]] = {}  # written out, of the last response of any connection
 _OK = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -97,8 +98,12 @@ class Connection(HttpToolsProtocol):
         self._ordinary = True  # no header so far speaks against it
 
     def usual_headers(self) -> bytes:
-        """Those that uvicorn adds to every response."""
-        return b"".join([b"%s: %s\r\n" % header for header in self.server_state.default_headers])
+        """Those that uvicorn adds to every response. It makes them anew once a second."""
+        known = _USUAL.get("headers")
+        if known is None or known[0] is not self.server_state.default_headers:
+            said = b"".join([b"%s: %s\r\n" % header for header in self.server_state.default_headers])
+            known = _USUAL["headers"] = (self.server_state.default_headers, said)
+        return known[1]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._tick.cancel()

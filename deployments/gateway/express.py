@@ -67,7 +67,8 @@ class Kind:
             parts += [b'"id":', orjson.dumps(id), b","]
         parts += [self._middle, b"%032x" % getrandbits(128)]
         if self._confidence is not None:
-            parts += [b'","confidence":', orjson.dumps(float(self._confidence[start:stop].min()))]
+            sure = self._confidence[start] if stop - start == 1 else self._confidence[start:stop].min()
+            parts += [b'","confidence":', orjson.dumps(float(sure))]
             parts.append(self._tail)
         else:
             parts += [b'"', self._tail]
@@ -179,10 +180,11 @@ class Express:
                 data = tensor["data"]
                 if type(data) is not list or not set(map(type, data)) <= allowed:
                     return None
-                values = np.array(data, dtype).reshape(shape)
-                if dtype.kind == "f" and not math.isfinite(values.sum()):
+                values = np.array(data, dtype)
+                # Cheaper than looking at each number; a square too large for its type only takes the usual way.
+                if dtype.kind == "f" and not math.isfinite(values.dot(values)):
                     return None
-                inputs[name] = values
+                inputs[name] = values.reshape(shape)
             id = document.get("id", "")
             if type(id) is not str or len(id) > MAX_ID_CHARS or self._load.full():
                 return None
