@@ -1,5 +1,5 @@
-"""What a fresh cluster needs before it can serve: the catalogue actor, the gateway, and all that the catalogue holds
-from before."""
+"""What a fresh cluster needs before it can serve: the catalogue actor, the board, the gateway, and all that the
+catalogue holds from before."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import asyncio
 from ray import serve
 
 from deployments.applications import Installation, Report, start
+from deployments.board import start_board
 from deployments.gateway.app import APPLICATION, gateway
 from deployments.registry import RegistryClient, start_catalogue
 
@@ -19,6 +20,7 @@ def install(installation: Installation, report: Report) -> None:
     card stays. When this returns the gateway answers.
     """
     start_catalogue(installation.database_url)
+    start_board()
     report("catalogue open")
     asyncio.run(_restore(installation, report))
     report("starting the gateway")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,12 +15,18 @@ from fenix.output import Format, Progress, emit, fail, grid, pairs
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from cluster.lifecycle import ClusterStatus
     from cluster.settings import Settings
     from deployments.health import Health
+    from deployments.live import Live
+
+WATCH_S = 1.0  # between two looks of `status --watch`
+LOOKS_A_REPORT = 5  # of them only each fifth asks Serve and counts processes, which costs a quarter of a second
 
 _STYLES = {"up": "bold green", "starting": "bold yellow", "broken": "bold red", "down": "bold red"}
+_BREAKERS = {"closed": "green", "half-open": "bold yellow", "open": "bold red"}
 
 
 def up(
@@ -58,42 +66,107 @@ def status(
     replicas: Annotated[
         bool, typer.Option("--replicas/--no-replicas", help="Ask Ray for the health of each extension (3 s).")
     ] = True,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again every second, until Ctrl-C.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show processes, addresses and the health of each extension."""
+    """Show processes, addresses, and how each extension fares right now."""
+    wanted = load_settings(settings, set_)
+    if watch:
+        _watch(wanted, replicas, output)
+        return
+    report = _report(wanted, replicas)
+    emit(report.data(), output, lambda: _shown(report))
+    if report.found.state != "up":
+        raise typer.Exit(3 if report.found.state == "down" else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What one look at the cluster found."""
+
+    found: ClusterStatus
+    health: tuple[Health, ...] = ()
+    live: tuple[Live, ...] = ()
+
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        found = self.found
+        return {
+            "state": found.state,
+            "detail": found.detail,
+            "run_id": found.run_id,
+            "up_for_s": round(found.up_for_s, 1),
+            "n_processes": found.n_processes,
+            "memory_mib": round(found.memory_mib, 1),
+            "addresses": dict(found.addresses),
+            "services": [asdict(service) for service in found.services],
+            "applications": [asdict(one) for one in self.health],
+            "extensions": [asdict(one) for one in self.live],
+        }
+
+
+def _report(settings: Settings, replicas: bool, before: _Report | None = None) -> _Report:
+    """Looks at the cluster; where there is a report from before, only at what changes fast."""
     from cluster import lifecycle
 
-    wanted = load_settings(settings, set_)
-    found = lifecycle.status(wanted)
-    extensions = _health(lifecycle.running_settings(wanted)) if replicas and found.state == "up" else ()
-    data = {
-        "state": found.state,
-        "detail": found.detail,
-        "run_id": found.run_id,
-        "up_for_s": round(found.up_for_s, 1),
-        "n_processes": found.n_processes,
-        "memory_mib": round(found.memory_mib, 1),
-        "addresses": dict(found.addresses),
-        "services": [asdict(service) for service in found.services],
-        "applications": [asdict(one) for one in extensions],
-    }
-    emit(data, output, lambda: _shown(found, extensions))
-    if found.state != "up":
-        raise typer.Exit(3 if found.state == "down" else 1)
-
-
-def _health(settings: Settings) -> tuple[Health, ...]:
-    from cluster.lifecycle import connected
-
-    with connected(settings):
+    found = lifecycle.status(settings) if before is None else before.found
+    if not replicas or found.state != "up":
+        return _Report(found)
+    with lifecycle.connected(lifecycle.running_settings(settings)):
         from deployments.health import health
 
-        return health()
+        return _Report(found, health() if before is None else before.health, _live())
 
 
-def _shown(found: ClusterStatus, extensions: tuple[Health, ...]) -> Iterator[RenderableType]:
+def _live() -> tuple[Live, ...]:
+    from deployments.live import live
+    from planner.errors import ClusterDown
+
+    try:
+        return live()
+    except ClusterDown as error:  # the rest can be shown without
+        fail(error.text())
+        return ()
+
+
+def _watch(settings: Settings, replicas: bool, output: Format) -> None:
+    """Shows report after report: on a terminal each in the place of the last, else one after the other, JSON as one
+    line each."""
+    from contextlib import ExitStack
+
+    from rich.console import Group
+    from rich.live import Live as Screen
+
+    from cluster import lifecycle
+    from fenix.output import out
+
+    console = out()
+    with ExitStack() as stack:
+        try:
+            screen = None
+            if output is Format.TABLE and console.is_terminal:
+                screen = stack.enter_context(Screen(console=console, screen=True, auto_refresh=False))
+            if replicas and lifecycle.status(settings).state == "up":
+                stack.enter_context(lifecycle.connected(lifecycle.running_settings(settings)))
+            looks, report = 0, None
+            while True:
+                report = _report(settings, replicas, None if looks % LOOKS_A_REPORT == 0 else report)
+                if screen is not None:
+                    screen.update(Group(*_shown(report)), refresh=True)
+                elif output is Format.JSON:
+                    print(json.dumps(report.data(), ensure_ascii=False), flush=True)
+                else:
+                    emit(report.data(), output, lambda shown=report: [*_shown(shown), ""])  # type: ignore[misc]
+                looks += 1
+                time.sleep(WATCH_S)
+        except KeyboardInterrupt:
+            return
+
+
+def _shown(report: _Report) -> Iterator[RenderableType]:
     from rich.text import Text
 
+    found = report.found
     yield Text.assemble((found.state, _STYLES[found.state]), f"  {found.detail}")
     if found.state == "down":
         return
@@ -117,21 +190,42 @@ def _shown(found: ClusterStatus, extensions: tuple[Health, ...]) -> Iterator[Ren
         for service in found.services
     ]
     yield grid(("process", "pid", "state", "restarts", "log"), rows, right=("pid", "restarts"))
-    if extensions:
+    if report.health:
         yield ""
+        live = {one.id: one for one in report.live}
+        columns = ("queue", "calls", "mean", "sd", "errors", "cpu", "memory")
         yield grid(
-            ("serves", "state", "replicas", "detail"),
+            ("serves", "state", "replicas", *columns, "breaker", "detail"),
             [
                 (
                     one.id,
                     Text(one.state, "green" if one.state == "running" else "bold red"),
                     f"{one.n_running} of {one.n_replicas}",
-                    one.message,
+                    *_cells(live.get(one.id)),
+                    one.message or (live[one.id].why if one.id in live else ""),
                 )
-                for one in extensions
+                for one in report.health
             ],
-            right=("replicas",),
+            right=("replicas", *columns),
         )
+
+
+def _cells(one: Live | None) -> tuple[str | Text, ...]:
+    """How an extension fares, in the last ten seconds; blank where nobody says."""
+    from rich.text import Text
+
+    if one is None:
+        return ("",) * 8
+    return (
+        str(one.queue_rows),
+        str(one.n_calls),
+        "" if one.latency_mean_ms is None else f"{one.latency_mean_ms:.1f} ms",
+        "" if one.latency_sd_ms is None else f"{one.latency_sd_ms:.1f} ms",
+        Text(f"{one.error_rate:.1%}", "bold red" if one.error_rate > 0.0 else "") if one.n_calls else "",
+        f"{one.cpu_share:.1%}",
+        f"{one.memory_mib:.0f} MiB",
+        Text(one.breaker, _BREAKERS.get(one.breaker, "")),
+    )
 
 
 def _duration(seconds: float) -> str:

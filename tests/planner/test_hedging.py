@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from planner.cards import ExtensionId
 from planner.hedging import Hedged, HedgeSettings, Hedging, RecentQuantile, hedged
+from tests.clocks import JumpingLoop
 
 A, B = ExtensionId("a@1"), ExtensionId("b@1")
 
@@ -261,19 +262,3 @@ def test_one_slow_replica_in_many_calls_is_felt_only_as_long_as_the_delay() -> N
     assert max(took_s[:24]) < 0.011
     assert max(took_s[100:]) < 0.025
     assert hedging.n_hedges <= 0.05 * hedging.n_calls
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer instead of waiting for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now_s = 0.0
-
-    def time(self) -> float:
-        return self._now_s
-
-    def _run_once(self) -> None:
-        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
-            self._now_s = max(self._now_s, self._scheduled[0].when())  # type: ignore[attr-defined]
-        super()._run_once()  # type: ignore[misc]

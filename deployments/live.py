@@ -1,0 +1,86 @@
+"""What `fenix status` shows of each extension right now: its replicas' envelopes and the gateways' breakers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deployments.board import BoardClient, Snapshot
+from deployments.registry import RegistryClient
+from planner.breakers import State
+from planner.cards import Card, ExtensionId
+from planner.envelopes import merged, temperature_of
+
+_WORST_FIRST: tuple[State, ...] = ("open", "half-open", "closed")
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One extension version over all its replicas, for the last ten seconds. None where nothing was measured.
+
+    A call is a batch, and its latency that inside the replica. `confidence_p50` is the median after temperature
+    scaling. `breaker` is the worst that a gateway has, "" where none has one; `why` is what opened it.
+    """
+
+    id: str
+    n_replicas: int
+    queue_rows: int
+    in_flight: int
+    n_calls: int
+    error_rate: float
+    latency_mean_ms: float | None
+    latency_sd_ms: float | None
+    confidence_p50: float | None
+    cpu_share: float
+    memory_mib: float
+    gpu_share: float | None
+    breaker: str = ""
+    why: str = ""
+
+
+def live() -> tuple[Live, ...]:
+    """Every extension on the board of the cluster this process is connected to, by id. Raises ClusterDown."""
+
+    async def ask() -> tuple[Snapshot, Mapping[ExtensionId, Card]]:
+        return await BoardClient().snapshot(), (await RegistryClient(timeout_s=5.0).catalogue()).cards
+
+    return summary(*asyncio.run(ask()))
+
+
+def summary(snapshot: Snapshot, cards: Mapping[ExtensionId, Card]) -> tuple[Live, ...]:
+    """The same from what the board and the catalogue hold."""
+    breakers = sorted(
+        (standing for standings in snapshot.standings.values() for standing in standings),
+        key=lambda standing: _WORST_FIRST.index(standing.state),
+        reverse=True,
+    )
+    worst = {standing.extension: standing for standing in breakers}  # the last one said stays
+    found = []
+    for extension, envelope in sorted(merged(snapshot.envelopes).items()):
+        temperature = temperature_of(cards[extension]) if extension in cards else 1.0
+        standing = worst.get(extension)
+        found.append(
+            Live(
+                id=extension,
+                n_replicas=envelope.n_replicas,
+                queue_rows=envelope.queue_rows,
+                in_flight=envelope.in_flight,
+                n_calls=envelope.n_calls,
+                error_rate=round(1.0 - envelope.success_rate, 4),
+                latency_mean_ms=_measured(envelope.latency_mean_ms, 3),
+                latency_sd_ms=_measured(envelope.latency_sd_ms, 3),
+                confidence_p50=_measured(envelope.confidences.quantile(0.5, temperature), 4),
+                cpu_share=round(envelope.cpu_share, 4),
+                memory_mib=round(envelope.memory_mib, 1),
+                gpu_share=_measured(envelope.gpu_share, 4),
+                breaker=standing.state if standing is not None else "",
+                why=standing.why if standing is not None else "",
+            )
+        )
+    return tuple(found)
+
+
+def _measured(value: float, digits: int) -> float | None:
+    return None if math.isnan(value) else round(value, digits)
