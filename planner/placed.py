@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Protocol
@@ -10,14 +11,17 @@ from typing import Protocol
 import numpy as np
 
 from planner.batching import Batchers, Done, Observe
+from planner.breakers import Breakers
 from planner.calls import Part, Produced
 from planner.cards import Card, ExtensionId
-from planner.errors import ExtensionBroken, ExtensionRaised, StepFailed
+from planner.errors import ExtensionBroken, ExtensionRaised, ExtensionTimeout, ExtensionUnavailable
 from planner.features import Array, Rows
 from planner.placement import Placements
 from planner.plans import Plan
+from planner.step_cache import StepCache
 from planner.tokens import Token
 
+HANGS_AFTER_MS = 5_000.0
 Function = Callable[[Mapping[str, Array]], Mapping[str, Rows]]
 
 
@@ -38,10 +42,19 @@ class Queues(Protocol):
 class Placed:
     """The queues of all extensions, inline or not. `functions` are those that run inline; change it with `place`."""
 
-    def __init__(self, batchers: Batchers, placements: Placements, observe: Observe) -> None:
+    def __init__(
+        self,
+        batchers: Batchers,
+        placements: Placements,
+        observe: Observe,
+        breakers: Breakers | None = None,
+        cache: StepCache | None = None,
+    ) -> None:
         self._batchers = batchers
         self._placements = placements
         self._observe = observe
+        self.breakers = breakers or Breakers(random.Random())
+        self.cache = cache or StepCache()
         self._inline: dict[ExtensionId, Queue] = {}
         self._remote: dict[ExtensionId, Queue] = {}
 
@@ -49,7 +62,9 @@ class Placed:
         """The queue of an extension."""
         queue = self._inline.get(card.id) or self._remote.get(card.id)
         if queue is None:
-            queue = self._remote[card.id] = _Watched(card.id, self._batchers.of(card), self._placements)
+            queue = self._remote[card.id] = _Deployed(
+                card, self._batchers.of(card), self._placements, self.breakers, self.cache
+            )
         return queue
 
     def place(self, card: Card, function: Function) -> None:
@@ -65,6 +80,10 @@ class Placed:
         inline = self._inline
         return all(step.extension in inline for step in plan.steps)
 
+    def is_healthy(self, extension: ExtensionId) -> bool:
+        """Whether calling the extension is worth trying."""
+        return extension in self._inline or self.breakers.state(extension, perf_counter()) != "open"
+
     def inline(self) -> frozenset[ExtensionId]:
         return frozenset(self._inline)
 
@@ -74,23 +93,55 @@ class Placed:
             for id_ in [id_ for id_ in queues if id_ not in extensions]:
                 del queues[id_]
         self._batchers.keep_only(extensions)
+        self._placements.keep_only(extensions)
+        self.breakers.keep_only(extensions)
+        self.cache.keep_only(extensions)
 
 
-class _Watched:
-    """A batcher whose calls tell whether the extension could run inline."""
+class _Deployed:
+    """An extension in its own deployment: results that are known are not computed again, an extension that fails is
+    let alone for a while, and what its calls take tells whether it could run inline."""
 
-    def __init__(self, extension: ExtensionId, batcher: Queue, placements: Placements) -> None:
-        self._extension = extension
+    def __init__(
+        self, card: Card, batcher: Queue, placements: Placements, breakers: Breakers, cache: StepCache
+    ) -> None:
+        self._card = card
         self._batcher = batcher
         self._placements = placements
+        self._breakers = breakers
+        self._cache = cache
 
     async def submit(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float | None = None) -> Done:
+        return await self._cache.submit(self._card, inputs, n_rows, token, self._call, until_s)
+
+    async def _call(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float) -> Done:
+        id_, begun_s = self._card.id, perf_counter()
+        if not self._breakers.allows(id_, begun_s):
+            raise ExtensionUnavailable(f"{id_} failed too often and is let alone for a while.", hint="Send it again.")
         try:
             done = await self._batcher.submit(inputs, n_rows, token, until_s)
-        except StepFailed:
-            self._placements.failed(self._extension, perf_counter())
+        except (ExtensionRaised, ExtensionBroken, ExtensionUnavailable):
+            now_s = perf_counter()
+            self._breakers.failed(id_, now_s, (now_s - begun_s) * 1e3)
+            self._placements.failed(id_, now_s)
             raise
-        self._placements.ran(self._extension, done.ran_ms, perf_counter())
+        except ExtensionTimeout:
+            # A short budget says little; not to come back for this long is a fault, and may be the same inline.
+            now_s = perf_counter()
+            took_ms = (now_s - begun_s) * 1e3
+            if took_ms > HANGS_AFTER_MS:
+                self._breakers.failed(id_, now_s, took_ms)
+                self._placements.failed(id_, now_s)
+            else:
+                self._breakers.abandoned(id_, now_s, took_ms)
+            raise
+        except BaseException:
+            now_s = perf_counter()
+            self._breakers.abandoned(id_, now_s, (now_s - begun_s) * 1e3)
+            raise
+        now_s = perf_counter()
+        self._breakers.succeeded(id_, now_s, (now_s - begun_s) * 1e3, self._card.profile.p50_ms(done.batch_rows))
+        self._placements.ran(id_, done.ran_ms, now_s)
         return done
 
 

@@ -62,8 +62,11 @@ class Engine:
         """`encoder` makes what sentences are compared with, on a thread when the first sentence comes."""
         self._profiles = Profiles()
         self.placements = Placements()
-        self.placed = Placed(Batchers(calls, self._profiles.observe), self.placements, self._profiles.observe)
-        self._dispatcher = Dispatcher(self.placed, self._card, self.placed.at_once)
+        batchers = Batchers(calls, self._profiles.observe)
+        self.placed = Placed(batchers, self.placements, self._profiles.observe)
+        self._dispatcher = Dispatcher(
+            self.placed, self._card, self.placed.at_once, batchers.backlog, self.placed.is_healthy
+        )
         self._plans = PlanCache()
         self._catalogue = Catalogue()
         self._convoys: dict[Hashable, Convoy] = {}
@@ -84,7 +87,6 @@ class Engine:
         self._analyser = None
         self._convoys = {}
         self.placed.keep_only(frozenset(catalogue.cards))
-        self.placements.keep_only(frozenset(catalogue.cards))
         self._profiles.keep_only(frozenset(catalogue.cards))
 
     def ready(self) -> bool:
