@@ -3,7 +3,8 @@
 Requests whose plan and row shapes are equal join one convoy. A group of them leaves at the end of the event loop's
 turn, with all that came in that turn; while as many groups as are allowed are on their way, the others wait for the
 next one to come back. So nobody waits where waiting cannot help: a lone request leaves at once, and a full house
-leaves in large groups. A group that fails is split in halves down to the guilty request.
+leaves in large groups. A group that fails is split in halves down to the guilty request. Who would be late by the time
+that those before it have left is refused at once, and told when to come back.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from time import perf_counter  # the loop of uvloop counts whole milliseconds
 from typing import Any
 
 import numpy as np
 
-from planner.errors import BadRequest, DeadlineExceeded, ExtensionBroken, ExtensionRaised, FenixError
+from planner.errors import BadRequest, DeadlineExceeded, ExtensionBroken, ExtensionRaised, FenixError, Overloaded
 from planner.features import Array, Rows
 from planner.plans import Answer, Plan, PlanSet
 from planner.tokens import Token
 
 MOST_UNDER_WAY = 4  # groups of one convoy: the steps of a chain work on different groups at the same time
 MOST_ROWS = 256  # of one group
+MOST_WAITING_ROWS = 65_536
 
 # Plan, inputs, token, alternative plans -> what `Dispatcher.dispatch` gives.
 Dispatch = Callable[[Plan, Mapping[str, Array], Token, Sequence[Plan]], Coroutine[Any, Any, Answer]]
@@ -89,6 +92,29 @@ class _Group:
             rider.group = self
 
 
+class _Pace:
+    """How fast a convoy gets on while others wait, and how long a group is on its way. Both forget slowly."""
+
+    __slots__ = ("_last_s", "rows_per_s", "trip_s")
+
+    def __init__(self) -> None:
+        self.rows_per_s = self.trip_s = 0.0  # 0 is unknown
+        self._last_s: float | None = None  # when the last group came back, if somebody waited then
+
+    def back(self, n_rows: int, left_s: float, now_s: float, others_wait: bool) -> None:
+        """A group of `n_rows` that left at `left_s` is back."""
+        since_s = left_s if self._last_s is None else self._last_s
+        rate = n_rows / max(now_s - since_s, 1e-4)
+        self.rows_per_s += 0.2 * (rate - self.rows_per_s) if self.rows_per_s else rate
+        took_s = now_s - left_s
+        self.trip_s += 0.2 * (took_s - self.trip_s) if self.trip_s else took_s
+        self._last_s = now_s if others_wait else None
+
+    def wait_s(self, rows_ahead: int) -> float:
+        """How long one waits for its answer behind so many rows."""
+        return (rows_ahead / self.rows_per_s if self.rows_per_s else 0.0) + self.trip_s
+
+
 class Convoy:
     """Where the requests for one plan gather. Belongs to one event loop."""
 
@@ -99,13 +125,22 @@ class Convoy:
         self._at_once = at_once
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Rider] = deque()
+        self._waiting_rows = 0
+        self._pace = _Pace()
         self._called = False  # `_leave` comes at the end of this turn
         self._timer: asyncio.TimerHandle | None = None
         self._under_way: set[asyncio.Task[None]] = set()
 
     def join(self, rider: Rider) -> None:
-        """Takes a request along with the next group. Returns at once; the rider is told later."""
+        """Takes a request along with the next group. Returns at once; the rider is told later, or now if it is refused
+        (Overloaded)."""
+        if self._waiting:
+            refusal = self._refusal(rider)
+            if refusal is not None:
+                rider.fail(refusal)
+                return
         self._waiting.append(rider)
+        self._waiting_rows += rider.n_rows
         if not self._called and len(self._under_way) < MOST_UNDER_WAY:
             self._call()
 
@@ -115,6 +150,20 @@ class Convoy:
         group = rider.group
         if group is not None and group.task is not None and all(other.token.gone for other in group.riders):
             group.task.cancel()
+
+    def _refusal(self, rider: Rider) -> Overloaded | None:
+        """Why a rider cannot be taken along with those that wait already."""
+        wait_s = self._pace.wait_s(self._waiting_rows)
+        if self._waiting_rows + rider.n_rows > MOST_WAITING_ROWS:
+            return Overloaded(f"{self._waiting_rows} rows wait already.", hint="Come back later.", retry_after_s=wait_s)
+        late_s = self._loop.time() + wait_s - rider.token.until_s
+        if not rider.token.hard or late_s <= 0.0:
+            return None
+        return Overloaded(
+            f"{self._waiting_rows} rows wait: an answer would come {late_s * 1e3:.0f} ms after the deadline.",
+            hint="Come back later, or allow more time.",
+            retry_after_s=late_s,
+        )
 
     def _call(self) -> None:
         self._called = True
@@ -152,6 +201,7 @@ class Convoy:
         now_s = self._loop.time()
         while self._waiting and (not riders or n_rows + self._waiting[0].n_rows <= MOST_ROWS):
             rider = self._waiting.popleft()
+            self._waiting_rows -= rider.n_rows
             if rider.token.gone:
                 continue
             if rider.token.late(now_s):
@@ -164,11 +214,13 @@ class Convoy:
     def _go_now(self, riders: list[Rider]) -> None:
         if not riders:
             return
+        left_s = perf_counter()
         running = self._run(riders)
         try:
             running.send(None)
         except StopIteration as end:
             _tell(riders, end.value)
+            self._pace.back(sum([rider.n_rows for rider in riders]), left_s, perf_counter(), bool(self._waiting))
         except FenixError as error:
             if _may_be_one(riders, error):
                 half = len(riders) // 2
@@ -184,9 +236,11 @@ class Convoy:
 
     async def _go(self, group: _Group) -> None:
         riders = group.riders
+        left_s = perf_counter()
         self._watch(group)
         try:
             _tell(riders, await self._run(riders))
+            self._pace.back(sum([rider.n_rows for rider in riders]), left_s, perf_counter(), bool(self._waiting))
         except FenixError as error:
             if _may_be_one(riders, error):
                 half = len(riders) // 2
@@ -231,6 +285,7 @@ class Convoy:
         late = [rider for rider in self._waiting if rider.token.late(now_s)]
         for rider in late:
             self._waiting.remove(rider)
+            self._waiting_rows -= rider.n_rows
             rider.fail(_late())
         until_s = min((rider.token.until_s for rider in self._waiting), default=math.inf)
         if until_s < math.inf:
