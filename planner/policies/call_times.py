@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _FORGET = 0.98  # weight that is left of a call after the next one: about the last 50 calls count
 _OUTLIER = 5.0  # a call is believed up to so many times what was expected, so that one stuck call is not the rule
 
@@ -51,7 +53,16 @@ class CallTimes:
         left_ms = budget_ms / (1.0 + self.contention * n_others) - self.fixed_ms
         if left_ms <= 0.0:
             return 0.0
-        return left_ms / self.per_row_ms if self.per_row_ms > 0.0 else float("inf")
+        return left_ms / self.per_row_ms if self.per_row_ms > 0.0 else math.inf
+
+    def parallel(self, n_slots: int) -> float:
+        """How many calls' worth of computing so many slots do at a time; less than `n_slots` if they share cores."""
+        return n_slots / (1.0 + self.contention * (n_slots - 1))
+
+    def enough_rows(self, rate_per_ms: float, parallel: float) -> float:
+        """The smallest batch that keeps up with so many rows per ms; inf when none does."""
+        left = parallel - rate_per_ms * self.per_row_ms
+        return rate_per_ms * self.fixed_ms / left if left > 0.0 else math.inf
 
     def observe(self, n_rows: int, took_ms: float, n_others: int = 0) -> None:
         """One call that ended. Calls that cannot have been (no rows, negative or unknown times) are ignored."""

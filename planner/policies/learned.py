@@ -19,7 +19,7 @@ from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
 
 WEIGHTS = "learned.json"
 N_FEATURES = 11
-N_ACTIONS = 5  # everything, what meets the first deadline, what ends in half a deadline, a short wait, a longer wait
+N_ACTIONS = 5  # all, what meets the first deadline, what ends in half of it, wait for enough, wait for twice that
 _GRID = 16.0  # features are rounded to this part of 1, so that the same answer need not be computed again
 _MOST_KEPT = 8192
 _EXPLORE = 0.02  # share of decisions in which the second best is tried
@@ -32,9 +32,9 @@ Layers = tuple[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]], ...]
 def features(state: QueueState, times: CallTimes) -> tuple[float, ...]:
     """What the network sees, shape (N_FEATURES,): pure numbers around -1..1, the same at every time scale."""
     n_waiting, n_slots, n_others = state.n_waiting_rows, state.n_slots, state.n_in_flight
-    rate_per_ms = state.arrival_rate_per_s / 1e3 * (1.0 + times.contention * (n_slots - 1)) / n_slots
-    busy = min(rate_per_ms * times.per_row_ms, 2.0)
-    enough = min(rate_per_ms * times.fixed_ms / max(1.0 - busy, 0.01), float(state.max_rows))
+    rate_per_ms, parallel = state.arrival_rate_per_s / 1e3, times.parallel(n_slots)
+    busy = min(rate_per_ms * times.per_row_ms / parallel, 2.0)
+    enough = min(times.enough_rows(rate_per_ms, parallel), state.max_rows)
     most = math.log1p(state.max_rows)
     takes_ms = max(times.expected_ms(n_waiting, n_others), 1e-3)
     cpu, gpu = state.cpu_share, state.gpu_share
@@ -68,8 +68,14 @@ def wish(action: int, state: QueueState, times: CallTimes) -> tuple[int, float]:
         if action == 2:
             budget_ms = 0.5 * (state.oldest_wait_ms + state.least_slack_ms)
         return int(min(max(times.rows_within(budget_ms, n_others), 1.0), state.max_rows)), 0.0
-    share = 0.25 if action == 3 else 1.0
-    return state.max_rows, share * times.expected_ms(state.n_waiting_rows, n_others)
+    rate_per_ms = state.arrival_rate_per_s / 1e3
+    enough = times.enough_rows(rate_per_ms, times.parallel(state.n_slots))
+    target = int(min(enough if action == 3 else 2.0 * enough, state.max_rows))
+    missing = target - state.n_waiting_rows
+    if missing <= 0:
+        return state.max_rows, 0.0
+    patience_ms = 2.0 * times.expected_ms(target, n_others) - state.oldest_wait_ms
+    return state.max_rows, min(missing / rate_per_ms, patience_ms)
 
 
 def scores(layers: Layers, seen: tuple[float, ...]) -> list[float]:

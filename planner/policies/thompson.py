@@ -10,15 +10,17 @@ import random
 
 from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
 
+_DOUBT = 0.05  # standard deviation of the reward of a size that was not tried
+
 
 class Thompson(BatchPolicy):
     """Bets on a batch size of 1, 2, 4, ... up to the most rows, one bet per call.
 
-    The bet is waited for when it should fill before a call of that size would take. The reward of a call is
-    `throughput - penalty * excess latency`: its rows per ms of computing and waiting, against the best seen lately,
-    less the penalty times the share of its rows that came too late. Each size has a normal
-    posterior of its mean reward; what was learned fades by `keep` a call, so that an old winner is tried against
-    others again. A reward is of the size that was sent, not of the one that was bet on.
+    Nobody waits for a bet to fill. The reward of a call is `throughput - penalty * excess latency`: its rows per ms,
+    against the best seen lately, less the penalty times the share of its rows that came too late. Each size has a
+    normal posterior of its mean reward, whose prior is the throughput that the fitted call times promise; what was
+    learned fades by `keep` a call, so that an old winner is tried against others again. A reward is of the size that
+    was sent, not of the one that was bet on.
     """
 
     name = "thompson"
@@ -44,19 +46,13 @@ class Thompson(BatchPolicy):
     def _wish(self, state: QueueState) -> tuple[int, float]:
         if state.max_rows != self._max_rows:
             self._set_most(state.max_rows)
-        n_rows = 1 << self._bet
-        missing = n_rows - state.n_waiting_rows
-        if missing <= 0 or state.arrival_rate_per_s <= 0.0:
-            return n_rows, 0.0
-        fills_ms = 1e3 * missing / state.arrival_rate_per_s
-        patience_ms = self.times.expected_ms(n_rows, state.n_in_flight) - state.oldest_wait_ms
-        return n_rows, fills_ms if fills_ms <= patience_ms else 0.0
+        return 1 << self._bet, 0.0
 
     def _learn(self, outcome: BatchOutcome) -> None:
         state = outcome.state
         if state.max_rows != self._max_rows:
             self._set_most(state.max_rows)
-        per_ms = outcome.n_rows / (outcome.took_ms + max(state.oldest_wait_ms - state.recent_ms, 0.0))
+        per_ms = outcome.n_rows / outcome.took_ms
         self._best_per_ms = max(per_ms, 0.995 * self._best_per_ms)
         excess = min(1.0, outcome.n_late_rows / outcome.n_rows)
         reward = per_ms / self._best_per_ms - self._penalty * excess
@@ -69,14 +65,13 @@ class Thompson(BatchPolicy):
         self._bet = self._draw()
 
     def _draw(self) -> int:
-        """The size whose drawn mean reward is best. The prior is the throughput that the fitted call times promise,
-        with the weight of one call."""
+        """The size whose drawn mean reward is best. The prior has the weight of one call."""
         gauss, times = self._rng.gauss, self.times
         usual = self._best_per_ms
         drawn = []
         for size, (count, total) in enumerate(zip(self._counts, self._sums, strict=True)):
             promised = min(1.5, (1 << size) / max(times.expected_ms(1 << size) * usual, 1e-9))
-            drawn.append(gauss((promised + total) / (1.0 + count), 0.2 / math.sqrt(1.0 + count)))
+            drawn.append(gauss((promised + total) / (1.0 + count), _DOUBT / math.sqrt(1.0 + count)))
         return drawn.index(max(drawn))
 
     def _set_most(self, max_rows: int) -> None:

@@ -69,7 +69,7 @@ def random_scenario(rng: random.Random) -> Scenario:
 class Game:
     """One episode is one workload; one step is one decision in which there is a choice. Needs no RLlib.
 
-    The reward of a step is minus the rows that came too late or were dropped in it, and minus a tenth of the answered
+    The reward of a step is minus the rows that came too late or were dropped in it, and minus 0.15 times the answered
     requests, weighted by the share of their deadline that they took; all by a quarter of the largest batch.
     """
 
@@ -102,7 +102,7 @@ class Game:
         goes_on = self._go_on()
         missed = simulation.n_late + simulation.n_dropped
         waited = sum(simulation.latencies_ms[self._n_answered :]) / self._deadline_ms
-        reward = -(missed - self._n_missed + 0.1 * waited) / (0.25 * simulation.workload.max_rows)
+        reward = -(missed - self._n_missed + 0.15 * waited) / (0.25 * simulation.workload.max_rows)
         self._n_missed, self._n_answered = missed, len(simulation.latencies_ms)
         return self._seen(), reward, not goes_on
 
