@@ -6,6 +6,7 @@ The nouns
     goals.py            what a client wants, under which terms, and what "best" means
     plans.py            requests, plans with their predictions and reasons, answers
     catalogue.py        all cards and goals at one epoch
+    envelopes.py        the live state of extension replicas
     errors.py           every error a user can meet, as a tree
 
 Deciding
@@ -22,6 +23,8 @@ Deciding
     direct.py           plans of one step, for clients that name an extension
     intent.py           from a sentence to a goal, or a question back
     words.py            the English that intent.py knows
+    breakers.py         which extensions are let alone for a while
+    hedging.py          when a call is sent to a second replica
 
 Doing
     dispatch.py         runs a plan
