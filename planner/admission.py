@@ -51,9 +51,13 @@ def admit(plans: Sequence[Plan], token: Token, now_s: float, backlog_of: Backlog
     """
     best = plans[0]
     left_ms = (token.until_s - now_s) * 1e3
+    if best.prediction.p50_ms <= left_ms:
+        for step in best.steps:
+            if backlog_of(step.extension, token) is not None:
+                break
+        else:
+            return best
     backlogs = _backlogs(best, token, backlog_of)
-    if not backlogs and best.prediction.p50_ms <= left_ms:
-        return best
     excess_ms = []
     for plan in plans:
         excess_ms.append(_forecast_ms(plan, _backlogs(plan, token, backlog_of)) - left_ms)
@@ -61,7 +65,9 @@ def admit(plans: Sequence[Plan], token: Token, now_s: float, backlog_of: Backlog
             return plan
     if not backlogs:
         return best
-    retry_after_s = max(LEAST_RETRY_S, min(excess_ms) / 1e3)
+    # Lines grow shorter by whole calls: one more, to be sure.
+    retry_after_s = (min(excess_ms) + max([backlog.batch_ms for backlog in backlogs.values()])) / 1e3
+    retry_after_s = max(LEAST_RETRY_S, retry_after_s)
     told = f"the request would be {min(excess_ms):.0f} ms late, with what waits before it"
     if any(b.ahead.shared for b in backlogs.values()) and _forecast_ms(best, backlogs, own=False) <= left_ms:
         raise ShareExceeded(

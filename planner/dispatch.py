@@ -1,307 +1,342 @@
-"""The dispatcher: runs a plan.
+"""The dispatcher: runs a plan, and changes it on the way when that helps.
 
-A request's way through this file: `dispatch` walks the plan; every step waits for its sources, picks its rows
-(`_gather`: all of them, or behind a guard only the unsure ones), goes into its extension's batch (`_attempt`), and on
-failure to its fallbacks; if those fail too, the next plan that avoids the guilty extension takes over.
+A request's way through this file: `dispatch` lets it in on the first plan that will be in time (`admission.py`).
+`_Run.walk` goes through the plan; every step waits for its sources, takes its rows from them (`results.py`: all of
+them, or behind a guard only the unsure ones), joins the line of its extension (`_attempt`), and on failure that of its
+fallbacks. After each step two questions are asked: is there time for the rest, and is the rest healthy? If not, or if a
+step failed for good, the next plan that can do better takes over, with every result that it shares (`progress.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
-import numpy as np
-import numpy.typing as npt
-
+from planner.admission import Backlog, BacklogOf, admit
 from planner.batching import Done
-from planner.calls import Part, Produced, local
+from planner.calls import Part
 from planner.cards import Card, ExtensionId
-from planner.errors import (
-    DeadlineExceeded,
-    ExtensionBroken,
-    ExtensionTimeout,
-    ExtensionUnavailable,
-    FenixError,
-    Overloaded,
-    StepFailed,
-)
-from planner.features import Array, Rows, shapes_unify
-from planner.placed import Queues
-from planner.plans import REQUEST, Answer, Binding, Plan, Source, Step, StepId, StepRecord
+from planner.errors import DeadlineExceeded, ExtensionUnavailable, Overloaded, StepFailed
+from planner.features import Array
+from planner.placed import Queue, Queues
+from planner.plans import Answer, Plan, Step, StepId, StepRecord
+from planner.progress import after_ms, is_chain, left_ms, needs, shared
+from planner.results import Index, Result, Results, least, with_confidence
 from planner.tokens import Token
 
-Index = npt.NDArray[np.intp]  # which rows of the request a result holds, ascending; None stands for all of them
 CardOf = Callable[[ExtensionId], Card | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """What a step (or the request itself) brought, and for which rows."""
-
-    outputs: Mapping[str, Produced]
-    index: Index | None = None
+def _nothing_waits(extension: ExtensionId, token: Token) -> Backlog | None:
+    return None
 
 
 class Dispatcher:
     """Runs plans over the extensions of one catalogue. Belongs to one event loop."""
 
-    def __init__(self, queues: Queues, card_of: CardOf, at_once: Callable[[Plan], bool] = lambda plan: False) -> None:
-        """`at_once` tells whether nothing in a plan waits: its steps then run one after the other, without tasks."""
+    def __init__(
+        self,
+        queues: Queues,
+        card_of: CardOf,
+        at_once: Callable[[Plan], bool] = lambda plan: False,
+        backlog_of: BacklogOf = _nothing_waits,
+        is_healthy: Callable[[ExtensionId], bool] | None = None,
+    ) -> None:
+        """`at_once` tells whether nothing in a plan waits: its steps then run one after the other, without tasks.
+
+        `backlog_of` tells what waits before an extension; `is_healthy`, whether it is worth trying (None: always).
+        """
         self._queues = queues
-        self.at_once = at_once
         self._card_of = card_of
+        self._backlog_of = backlog_of
+        self.at_once = at_once
+        self._is_healthy = is_healthy
 
     async def dispatch(
-        self,
-        plan: Plan,
-        inputs: Mapping[str, Array],
-        token: Token,
-        alternatives: Sequence[Plan] = (),
+        self, plan: Plan, inputs: Mapping[str, Array], token: Token, alternatives: Sequence[Plan] = ()
     ) -> Answer:
         """Runs `plan` on `inputs` (arrays of (n_rows, *row shape), the request's ports) until the token's deadline.
 
-        When a step and its fallbacks fail, the first of `alternatives` without the
-        guilty extensions is run instead, and the answer is flagged `fallback` (`degraded` too where it predicts less
-        accuracy). Raises DeadlineExceeded, Overloaded, BadInput from an extension, or the StepFailed of the last try.
+        `alternatives` may take its place: before the start, where only they are in time; on the way, where a step and
+        its fallbacks fail (flag `fallback`), or where time runs short (flag `replanned`). `degraded` says that what
+        ran promises less accuracy than `plan`. Raises Overloaded or ShareExceeded before anything ran,
+        DeadlineExceeded, BadInput from an extension, or the failure of the last try.
         """
-        started_s = perf_counter()
-        guilty: set[ExtensionId] = set()
-        left = [other for other in alternatives if other is not plan]
-        current = plan
-        while True:
-            run = _Run(self, current, inputs, started_s, token, spare=bool(left))
-            try:
-                outputs = await run.answer()
-            except asyncio.CancelledError:
-                token.gone = True
-                raise
-            except (StepFailed, Overloaded) as failure:
-                guilty |= run.failed
-                left = [other for other in left if guilty.isdisjoint(other.extensions())]
-                if not left or asyncio.get_running_loop().time() >= token.until_s:
-                    raise _as_deadline(failure, token) from None
-                current = left.pop(0)
-                continue
-            return Answer(outputs, current, tuple(run.records), self._flags(plan, current, run))
+        plans = [plan, *(other for other in alternatives if other is not plan)]
+        trip = _Trip(self, inputs, token, plans)
+        run = _Run(trip, self._first(plans, token))
+        try:
+            while True:
+                try:
+                    turn = await run.walk()
+                    if turn is None:
+                        outputs = await run.results.outputs()
+                        return Answer(outputs, run.plan, run.records(), run.flags(plan))
+                    trip.flags.add("replanned")
+                except (StepFailed, Overloaded, DeadlineExceeded):
+                    turn = trip.way_out(run)
+                    if turn is None:
+                        raise
+                    trip.flags.add("fallback")
+                run = run.turned_to(turn)
+        except asyncio.CancelledError:
+            token.gone = True
+            raise
+        finally:
+            run.stop()
 
-    @staticmethod
-    def _flags(wanted: Plan, ran: Plan, run: _Run) -> frozenset[str]:
-        flags = set()
-        if ran is not wanted or run.fell_back:
-            flags.add("fallback")
-        if run.worse or ran.prediction.accuracy < wanted.prediction.accuracy:
-            flags.add("degraded")
-        return frozenset(flags)
+    def _first(self, plans: Sequence[Plan], token: Token) -> Plan:
+        """The plan to start with: healthy if one is, and in time."""
+        if self.at_once(plans[0]):
+            return plans[0]
+        healthy = plans if self.can_do(plans[0].steps) else [plan for plan in plans if self.can_do(plan.steps)]
+        return admit(healthy or plans, token, asyncio.get_running_loop().time(), self._backlog_of)
+
+    def can_do(self, steps: Iterable[Step]) -> bool:
+        """Whether each of the steps has an extension that is healthy."""
+        healthy = self._is_healthy
+        return healthy is None or all(healthy(step.extension) or any(map(healthy, step.fallbacks)) for step in steps)
+
+    def is_ill(self, extension: ExtensionId) -> bool:
+        """Whether the extension is not worth trying before others."""
+        return self._is_healthy is not None and not self._is_healthy(extension)
 
     def is_worse(self, stand_in: Card, wanted: ExtensionId) -> bool:
         """Whether the stand-in is known to be less accurate."""
         card = self._card_of(wanted)
         return card is not None and stand_in.accuracy.mean < card.accuracy.mean
 
-    def queue(self, extension: ExtensionId) -> tuple[Card, Queues]:
-        """The card of a deployed extension and the queues. Raises ExtensionUnavailable when it is gone."""
+    def queue(self, extension: ExtensionId) -> tuple[Card, Queue]:
+        """The card of a deployed extension and its queue. Raises ExtensionUnavailable when it is gone."""
         card = self._card_of(extension)
         if card is None:
             raise ExtensionUnavailable(f"{extension} was removed while the request ran.", hint="Send it again.")
-        return card, self._queues
+        return card, self._queues.of(card)
+
+
+@dataclass(slots=True)
+class _Trip:
+    """One request, whatever plan it is on."""
+
+    dispatcher: Dispatcher
+    inputs: Mapping[str, Array]
+    token: Token
+    plans: list[Plan]  # that were not tried yet, best first
+    guilty: set[ExtensionId] = field(default_factory=set)
+    flags: set[str] = field(default_factory=set)
+    started_s: float = field(default_factory=perf_counter)
+
+    def way_out(self, run: _Run) -> Plan | None:
+        """After a failure: the first plan without the guilty that is in time, else the first without them."""
+        if asyncio.get_running_loop().time() >= self.token.until_s:
+            return None
+        innocent = [plan for plan in self.plans if self._is_innocent(plan, run)]
+        return next((plan for plan in innocent if self._is_in_time(plan, run)), innocent[0] if innocent else None)
+
+    def better(self, run: _Run) -> Plan | None:
+        """Where the rest of a plan is too slow or not healthy: the first plan whose rest is neither."""
+        for plan in self.plans:
+            if self._is_innocent(plan, run) and self._is_in_time(plan, run):
+                same = shared(run.plan, plan)
+                if self.dispatcher.can_do([step for step in plan.steps if same.get(step.id) not in run.done]):
+                    return plan
+        return None
+
+    def _is_innocent(self, plan: Plan, run: _Run) -> bool:
+        """Whether no guilty extension would have to run, or ran without a stand-in."""
+        if self.guilty.isdisjoint(plan.extensions()):
+            return True
+        same = shared(run.plan, plan)
+        replaced = {new for new, old in same.items() if old in run.done and run.done[old].stand_in}
+        return all(step.id in replaced for step in plan.steps if step.extension in self.guilty)
+
+    def _is_in_time(self, plan: Plan, run: _Run) -> bool:
+        same = shared(run.plan, plan)
+        rest_ms = left_ms(plan, {new for new, old in same.items() if old in run.done})
+        return asyncio.get_running_loop().time() + rest_ms / 1e3 <= self.token.until_s
 
 
 class _Run:
-    """One try at one plan for one request."""
+    """A request on one plan."""
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        plan: Plan,
-        inputs: Mapping[str, Array],
-        started_s: float,
-        token: Token,
-        spare: bool,
-    ) -> None:
-        self._dispatcher = dispatcher
-        self._plan = plan
-        self._started_s = started_s
-        self._token = token
-        self._spare = spare  # another plan could take over: a step that is late is given up at its own budget
+    def __init__(self, trip: _Trip, plan: Plan) -> None:
+        self._trip = trip
+        self._dispatcher = trip.dispatcher
+        self._token = trip.token
         self._loop = asyncio.get_running_loop()
-        self._n_rows = len(next(iter(inputs.values())))
-        self._results = {REQUEST: _Result({name: Produced(values) for name, values in inputs.items()})}
-        self.records: list[StepRecord] = []
-        self.fell_back = False
-        self.worse = False  # a stand-in is less accurate than the extension that failed
-        self.failed: set[ExtensionId] = set()
+        self._running: dict[StepId, asyncio.Task[Result]] = {}
+        self._woken: asyncio.Future[None] | None = None
+        trip.plans = [other for other in trip.plans if other is not plan]
+        self._in_order = is_chain(plan.steps) or self._dispatcher.at_once(plan)
+        # What comes after each step; only worth knowing where there is another plan.
+        self._after_ms = after_ms(plan) if trip.plans else {}
+        self.plan = plan
+        self.results = Results(plan, trip.inputs, trip.guilty)
+        self.done = self.results.by_step
 
-    async def answer(self) -> dict[str, Rows]:
-        """All steps, then the outputs by name."""
-        steps = self._plan.steps
-        if _is_chain(steps) or self._dispatcher.at_once(self._plan):
-            for step in steps:
-                self._results[step.id] = await self._step(step)
-        else:
-            await self._graph(steps)
-        outputs = {}
-        for binding in self._plan.outputs:
-            made = await self._gather(binding, None)
-            outputs[binding.port] = Rows(await local(made.values), made.confidence)
-        return outputs
+    async def walk(self) -> Plan | None:
+        """Runs all steps that are not done. Gives the plan to turn to, where that came to be better on the way."""
+        if self._running or not self._in_order:
+            return await self._graph()
+        for step in self.plan.steps:
+            if step.id not in self.done:
+                self.done[step.id] = await self._step(step)
+                if self._after_ms and (turn := self._reconsidered(step)):
+                    return turn
+        return None
 
-    async def _graph(self, steps: Sequence[Step]) -> None:
-        """Runs every step as soon as its sources are there; the first failure cancels the others and is raised."""
-        tasks: dict[StepId, asyncio.Task[None]] = {}
+    async def _graph(self) -> Plan | None:
+        """Runs every step as soon as its sources are there; a step that is alone needs no task."""
+        waiting = [step for step in self.plan.steps if step.id not in self.done and step.id not in self._running]
+        while waiting or self._running:
+            ready = [step for step in waiting if needs(step) <= self.done.keys()]
+            waiting = [step for step in waiting if step not in ready] if ready else waiting
+            if len(ready) == 1 and not self._running:
+                self.done[ready[0].id] = await self._step(ready[0])
+                ended = ready
+            else:
+                for step in ready:
+                    self._begin(step.id, self._loop.create_task(self._step(step)))
+                ended = await self._next_ended()
+            for step in ended:
+                if self._after_ms and (turn := self._reconsidered(step)):
+                    return turn
+        return None
 
-        async def after(step: Step) -> None:
-            for source in _needs(step):
-                if source in tasks:
-                    await tasks[source]
-            self._results[step.id] = await self._step(step)
+    def _begin(self, step: StepId, task: asyncio.Task[Result]) -> None:
+        self._running[step] = task
+        task.add_done_callback(self._wake)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for step in steps:  # topological order: the sources of a step have their tasks already
-                    tasks[step.id] = group.create_task(after(step))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+    def _wake(self, task: asyncio.Task[Result]) -> None:
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
 
-    async def _step(self, step: Step) -> _Result:
-        index = self._rows_of(step)
-        if index is not None and len(index) == 0:
-            return _Result({}, index)
-        inputs_list = [(binding.port, await self._gather(binding, index)) for binding in step.inputs]
-        inputs = await self._stack(step, inputs_list)
-        n_rows = self._n_rows if index is None else len(index)
-        done = await self._attempt(step, inputs, n_rows)
-        inherited = _least([made.confidence for _, made in inputs_list])
-        return _Result(_with_confidence(done.outputs, inherited), index)
+    async def _next_ended(self) -> list[Step]:
+        """Waits for the next steps to end, and takes in their results. Raises the failure of one that failed."""
+        self._woken = self._loop.create_future()
+        await self._woken
+        ended = [step for step in self.plan.steps if step.id in self._running and self._running[step.id].done()]
+        for step in ended:
+            self.done[step.id] = self._running.pop(step.id).result()
+        return ended
 
-    def _rows_of(self, step: Step) -> Index | None:
-        """The rows this step runs for: all its sources have, or behind a guard those that are unsure."""
-        if step.guard is None:
+    def _reconsidered(self, step: Step) -> Plan | None:
+        """After a step: a plan whose rest is better, where the rest of this one is late or not healthy."""
+        in_time = self._loop.time() + self._after_ms[step.id] / 1e3 <= self._token.until_s
+        if in_time and self._dispatcher.can_do(later for later in self.plan.steps if later.id not in self.done):
             return None
-        judged = self._results[step.guard.step]
-        sure = _least([made.confidence for made in judged.outputs.values()])
-        if sure is None:  # no opinion is not a low one: nothing is passed on
-            return np.empty(0, dtype=np.intp)
-        unsure = np.flatnonzero(sure < step.guard.below)
-        return unsure if judged.index is None else judged.index[unsure]
+        # Looked at closely: steps behind a guard that lets no row through are as good as done.
+        rest = [later for later in self.plan.steps if later.id not in self.done and self._has_rows(later)]
+        done = {other.id for other in self.plan.steps if other not in rest}
+        in_time = self._loop.time() + left_ms(self.plan, done) / 1e3 <= self._token.until_s
+        if not rest or (in_time and self._dispatcher.can_do(rest)):
+            return None
+        return self._trip.better(self)
 
-    async def _gather(self, binding: Binding, index: Index | None) -> Produced:
-        """The rows of `index` for one port; where several sources hold a row, the last of them gives it."""
-        first = self._from(binding.sources[0], index)
-        later = [self._results[source.step].index for source in binding.sources[1:]]
-        if not any(rows is None or len(rows) for rows in later):
-            return await first
-        made = await first
-        values = np.array(await local(made.values))
-        sure = None if made.confidence is None else np.array(made.confidence)
-        positions = np.arange(self._n_rows) if index is None else index
-        for source in binding.sources[1:]:
-            result = self._results[source.step]
-            held = positions if result.index is None else np.intersect1d(positions, result.index)
-            if len(held) == 0:
-                continue
-            newer = await self._from(source, held)
-            into = np.searchsorted(positions, held)
-            rows = await local(newer.values)
-            if rows.shape[1:] != values.shape[1:]:
-                raise self._ragged(binding, [values.shape[1:], rows.shape[1:]])
-            values[into] = rows
-            if sure is not None and newer.confidence is not None:
-                sure[into] = newer.confidence
-        return Produced(values, sure)
+    def _has_rows(self, step: Step) -> bool:
+        """Whether any row reaches a step, as far as one can tell."""
+        if step.guard is None or step.guard.step not in self.done:
+            return True
+        index = self.results.rows_of(step)
+        return index is None or len(index) > 0
 
-    async def _stack(self, step: Step, inputs: Sequence[tuple[str, Produced]]) -> dict[str, Part]:
-        """Values by port; several bindings of one port (a combiner's) are stacked on axis 1, in their order."""
-        by_port: dict[str, list[Part]] = {}
-        for port, made in inputs:
-            by_port.setdefault(port, []).append(made.values)
-        stacked: dict[str, Part] = {}
-        for port, values in by_port.items():
-            if len(values) == 1:
-                stacked[port] = values[0]
-                continue
-            members = [await local(v) for v in values]
-            if len({member.shape for member in members}) > 1:
-                sources = tuple(source for b in step.inputs if b.port == port for source in b.sources)
-                raise self._ragged(Binding(port, sources), [member.shape[1:] for member in members])
-            stacked[port] = np.stack(members, axis=1)
-        return stacked
+    def turned_to(self, plan: Plan) -> _Run:
+        """The same request on another plan, which takes over what both share; what it does not need is ended."""
+        other = _Run(self._trip, plan)
+        for new, old in shared(self.plan, plan).items():
+            result = self.done.get(old)
+            if result is not None:
+                record = None if result.record is None else replace(result.record, step=new)
+                other.done[new] = replace(result, record=record)
+            elif old in self._running:
+                other._begin(new, self._running.pop(old))
+        self.stop()
+        return other
 
-    def _ragged(self, binding: Binding, shapes: Sequence[tuple[int, ...]]) -> ExtensionBroken:
-        """Several sources of one port that gave rows of different shapes."""
-        steps = {source.step for source in binding.sources}
-        names = [step.extension for step in self._plan.steps if step.id in steps]
-        self.failed.update(names)
-        told = ", ".join(str(list(shape)) for shape in shapes)
-        return ExtensionBroken(
-            f"{' and '.join(names)} give rows of different shapes ({told}) for {binding.port!r}.",
-            hint="State the shape in the cards, so that they are not put together.",
-        )
+    def stop(self) -> None:
+        """Ends what is still running."""
+        for task in self._running.values():
+            task.cancel()
+            task.add_done_callback(_hear)
+        self._running.clear()
 
-    async def _from(self, source: Source, index: Index | None) -> Produced:
-        """The rows of `index` of one source, which holds them all."""
-        result = self._results[source.step]
-        made = result.outputs[source.port]
-        if index is None or (result.index is not None and len(result.index) == len(index)):
-            return made
-        where = index if result.index is None else np.searchsorted(result.index, index)
-        values = (await local(made.values))[where]
-        return Produced(values, None if made.confidence is None else made.confidence[where])
+    def records(self) -> tuple[StepRecord, ...]:
+        """What happened at the steps, in the order in which they ended."""
+        return tuple([result.record for result in self.done.values() if result.record is not None])
 
-    async def _attempt(self, step: Step, inputs: Mapping[str, Part], n_rows: int) -> Done:
-        """The step's extension, then its fallbacks in order. Raises the last failure; `self.failed` names them all."""
+    def flags(self, wanted: Plan) -> frozenset[str]:
+        flags = self._trip.flags
+        if self.plan.prediction.accuracy < wanted.prediction.accuracy:
+            flags.add("degraded")
+        for result in self.done.values():
+            if result.stand_in:
+                flags.add("fallback")
+                if result.worse:
+                    flags.add("degraded")
+        return frozenset(flags)
+
+    async def _step(self, step: Step) -> Result:
+        results = self.results
+        index = results.rows_of(step)
+        if index is not None and len(index) == 0:
+            return Result({}, index)
+        inputs_list = [(binding.port, await results.gather(binding, index)) for binding in step.inputs]
+        inputs = await results.stack(step, inputs_list)
+        inherited = least([made.confidence for _, made in inputs_list])
+        return await self._attempt(step, inputs, index, inherited)
+
+    async def _attempt(
+        self, step: Step, inputs: Mapping[str, Part], index: Index | None, inherited: Array | None
+    ) -> Result:
+        """The step's extension, then its fallbacks in order, the healthy first. Raises the last failure."""
         note = ""
-        tries = (step.extension, *step.fallbacks)
+        n_rows = self.results.n_rows if index is None else len(index)
+        tries = (
+            sorted((step.extension, *step.fallbacks), key=self._dispatcher.is_ill)
+            if step.fallbacks
+            else (step.extension,)
+        )
         for i, extension in enumerate(tries):
             begun_s = perf_counter()
             until_s = self._token.until_s
-            if self._spare or i + 1 < len(tries):
+            if self._trip.plans or i + 1 < len(tries):
                 until_s = min(until_s, self._loop.time() + _budget_s(step))
             try:
-                card, queues = self._dispatcher.queue(extension)
-                self._check_fit(step, card, inputs)
-                done = await queues.of(card).submit(inputs, n_rows, self._token, until_s)
-            except (StepFailed, Overloaded) as failure:
-                self.failed.add(extension)
+                card, queue = self._dispatcher.queue(extension)
+                self.results.check_fit(step, card, inputs)
+                done = await queue.submit(inputs, n_rows, self._token, until_s)
+            except (StepFailed, Overloaded, DeadlineExceeded) as failure:
+                self._trip.guilty.add(extension)
                 if i + 1 == len(tries) or self._loop.time() >= self._token.until_s:
                     raise
                 note = f"fallback for {extension}: {failure.message}"
-                self.fell_back = True
                 continue
-            if i > 0:
-                self.worse = self.worse or self._dispatcher.is_worse(card, step.extension)
-            now_s = perf_counter()
-            self.records.append(
-                StepRecord(
-                    step=step.id,
-                    extension=extension,
-                    n_rows=n_rows,
-                    batch_rows=done.batch_rows,
-                    started_ms=(begun_s - self._started_s) * 1e3,
-                    waited_ms=done.waited_ms,
-                    ran_ms=done.ran_ms,
-                    took_ms=(now_s - begun_s) * 1e3,
-                    note=note,
-                )
+            stand_in = extension != step.extension
+            return Result(
+                with_confidence(done.outputs, inherited),
+                index,
+                record=self._record(step, extension, n_rows, done, begun_s, note),
+                stand_in=stand_in,
+                worse=stand_in and self._dispatcher.is_worse(card, step.extension),
             )
-            return done
         raise AssertionError("unreachable: the loop returns or raises")
 
-    def _check_fit(self, step: Step, card: Card, inputs: Mapping[str, Part]) -> None:
-        """Raises ExtensionBroken, naming the giver, when rows of a free shape turn out not to fit their taker."""
-        for port in card.inputs:
-            given = inputs[port.name].shape[1 if port.many == 1 else 2 :]
-            if shapes_unify(port.feature.shape, given):
-                continue
-            givers = {source.step for b in step.inputs if b.port == port.name for source in b.sources} - {REQUEST}
-            names = [other.extension for other in self._plan.steps if other.id in givers]
-            self.failed.update(names)
-            raise ExtensionBroken(
-                f"{', '.join(names)} gave rows of shape {list(given)}, but {card.id} takes {list(port.feature.shape)}.",
-                hint="State the shape in the cards, so that they are not put together.",
-            )
+    def _record(
+        self, step: Step, extension: ExtensionId, n_rows: int, done: Done, begun_s: float, note: str
+    ) -> StepRecord:
+        return StepRecord(
+            step=step.id,
+            extension=extension,
+            n_rows=n_rows,
+            batch_rows=done.batch_rows,
+            started_ms=(begun_s - self._trip.started_s) * 1e3,
+            waited_ms=done.waited_ms,
+            ran_ms=done.ran_ms,
+            took_ms=(perf_counter() - begun_s) * 1e3,
+            note=note,
+        )
 
 
 def _budget_s(step: Step) -> float:
@@ -310,39 +345,7 @@ def _budget_s(step: Step) -> float:
     return step.budget_ms / 1e3 if step.budget_ms is not None else max(1.0, 50.0 * step.p50_ms / 1e3)
 
 
-def _is_chain(steps: Sequence[Step]) -> bool:
-    """Whether each step needs only the request and the steps before it, and the one just before: no parallelism."""
-    return all(before.id in _needs(step) for before, step in pairwise(steps))
-
-
-def _needs(step: Step) -> set[StepId]:
-    needs = {source.step for binding in step.inputs for source in binding.sources}
-    if step.guard is not None:
-        needs.add(step.guard.step)
-    return needs
-
-
-def _least(confidences: Sequence[Array | None]) -> Array | None:
-    """Row by row the lowest of the confidences that are given; None where none is."""
-    given = [c for c in confidences if c is not None]
-    if len(given) <= 1:
-        return given[0] if given else None
-    lowest: Array = np.minimum.reduce(given)
-    return lowest
-
-
-def _with_confidence(outputs: Mapping[str, Produced], inherited: Array | None) -> Mapping[str, Produced]:
-    """Outputs of an extension that does not judge itself are as sure as the least sure of its inputs."""
-    if inherited is None or all(made.confidence is not None for made in outputs.values()):
-        return outputs
-    return {
-        name: made if made.confidence is not None else Produced(made.values, inherited)
-        for name, made in outputs.items()
-    }
-
-
-def _as_deadline(failure: StepFailed | Overloaded, token: Token) -> FenixError:
-    """A step that ran into the request's own deadline is the deadline's doing, not the extension's."""
-    if token.late(asyncio.get_running_loop().time()) and isinstance(failure, ExtensionTimeout):
-        return DeadlineExceeded(f"the deadline passed: {failure.message}", hint="Allow more time, or plan for less.")
-    return failure
+def _hear(task: asyncio.Task[Result]) -> None:
+    """A failure that came with another one has been told already."""
+    if not task.cancelled():
+        task.exception()

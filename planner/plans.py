@@ -147,7 +147,7 @@ class StepRecord:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What dispatching brings: the outputs by name, the plan as it was run, its steps, and honest flags
-    (`fallback`, `degraded`, `cached`, `hedged`)."""
+    (`fallback`, `replanned`, `degraded`, `cached`, `hedged`)."""
 
     outputs: Mapping[str, Rows]
     plan: Plan

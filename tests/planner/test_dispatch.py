@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from planner.admission import Backlog
 from planner.batching import Batchers
 from planner.calls import Parts, Produced, Ran
 from planner.cards import Accuracy, Card, ExtensionId
@@ -13,7 +15,9 @@ from planner.dispatch import Dispatcher
 from planner.errors import BadInput, DeadlineExceeded, ExtensionRaised, ExtensionUnavailable, Overloaded, StepFailed
 from planner.features import Array, Feature, Port
 from planner.goals import Terms
+from planner.line import Ahead
 from planner.plans import REQUEST, Answer, Guard, Plan, Prediction, StepId
+from planner.progress import path_ms
 from planner.tokens import Token
 from tests.planner.doubles import PacedCalls, Work, bind, card, failing, plan_of, plus, step
 from tests.planner.test_batching import settle
@@ -278,3 +282,190 @@ def test_a_step_that_hangs_gives_way_to_its_fallback_even_without_a_deadline() -
     answer = asyncio.run(scenario())
     assert values(answer) == [2, 3, 4, 5]
     assert "was not done in time" in answer.steps[0].note
+
+
+def timed(plan: Plan, *p50_ms: float) -> Plan:
+    """The plan, its steps predicted to take that long."""
+    steps = tuple(replace(s, p50_ms=ms) for s, ms in zip(plan.steps, p50_ms, strict=True))
+    return replace(plan, steps=steps, prediction=replace(plan.prediction, p50_ms=path_ms(plan, lambda s: 0.0)))
+
+
+def ran(bench: Bench) -> list[str]:
+    return [extension for extension, _ in bench.calls.batches]
+
+
+def test_when_a_step_fails_the_next_plan_goes_on_from_what_both_share() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(1), "b": failing(ExtensionUnavailable("gone")), "c": plus(10)})
+        best = plan_of(step(0, "a"), step(1, "b"))
+        other = plan_of(step(4, "a", bind("x", (REQUEST, "x"))), step(5, "c"), id_="other")
+        answer = await bench.run(best, [best, other])
+        assert values(answer) == [12, 13, 14, 15]
+        assert ran(bench) == ["a@1", "b@1", "c@1"]
+        assert [(record.step, record.extension) for record in answer.steps] == [(4, "a@1"), (5, "c@1")]
+        assert answer.flags == {"fallback"}
+
+    asyncio.run(scenario())
+
+
+def test_the_same_extension_on_other_rows_is_not_shared() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(1), "b": failing(ExtensionUnavailable("gone")), "c": plus(10)})
+        best = plan_of(step(0, "a"), step(1, "b"))
+        other = plan_of(step(0, "c"), step(1, "a"), id_="other")
+        assert values(await bench.run(best, [best, other])) == [12, 13, 14, 15]
+        assert ran(bench) == ["a@1", "b@1", "c@1", "a@1"]
+
+    asyncio.run(scenario())
+
+
+def test_when_time_runs_short_on_the_way_a_quicker_rest_takes_over_and_says_so() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(1), "slow": plus(5), "quick": plus(10)})
+        best = timed(plan_of(step(0, "a"), step(1, "slow"), accuracy=0.9), 1.0, 10_000.0)
+        other = timed(plan_of(step(0, "a"), step(1, "quick"), accuracy=0.8, id_="other"), 1.0, 1.0)
+        answer = await bench.run(best, [best, other], Terms(deadline_ms=5_000.0))
+        assert values(answer) == [12, 13, 14, 15]
+        assert ran(bench) == ["a@1", "quick@1"]
+        assert answer.flags == {"replanned", "degraded"}
+
+    asyncio.run(scenario())
+
+
+def test_where_no_plan_is_quicker_the_first_one_goes_on() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(1), "slow": plus(5), "slower": plus(10)})
+        best = timed(plan_of(step(0, "a"), step(1, "slow")), 1.0, 10_000.0)
+        other = timed(plan_of(step(0, "a"), step(1, "slower"), id_="other"), 1.0, 20_000.0)
+        answer = await bench.run(best, [best, other], Terms(deadline_ms=5_000.0))
+        assert (answer.plan.id, answer.flags) == ("plan", frozenset())
+
+    asyncio.run(scenario())
+
+
+def test_a_dear_branch_that_no_row_needs_is_no_reason_to_replan() -> None:
+    async def scenario() -> None:
+        bench = Bench({"cheap": low_below(0), "dear": plus(5), "quick": plus(10)})
+        dear = step(1, "dear", bind("x", (REQUEST, "x")), guard=Guard(StepId(0), 0.5))
+        best = timed(plan_of(step(0, "cheap"), dear, output=bind("y", (0, "y"), (1, "y"))), 1.0, 10_000.0)
+        other = timed(plan_of(step(0, "quick"), id_="other"), 1.0)
+        answer = await bench.run(best, [best, other], Terms(deadline_ms=5_000.0))
+        assert (answer.plan.id, ran(bench)) == ("plan", ["cheap@1"])
+
+    asyncio.run(scenario())
+
+
+def test_what_still_runs_in_a_graph_and_is_shared_goes_on_under_the_new_plan() -> None:
+    async def scenario() -> None:
+        gates = {name: asyncio.Event() for name in ("a", "b")}
+
+        class GatedCalls(PacedCalls):
+            async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+                gate = gates.get(extension.partition("@")[0])
+                if gate is not None:
+                    self.batches.append((extension, 0))
+                    await gate.wait()
+                return await super().infer(extension, parts, timeout_s)
+
+        cards = [card("a"), card("b"), card("slow", ("l", "r")), card("quick", ("l", "r"))]
+        bench = Bench({"a": plus(1), "b": plus(2), "slow": plus(0), "quick": plus(100)}, cards)
+        bench.calls = GatedCalls({f"{c.name}@1": plus({"a": 1, "b": 2, "quick": 100}.get(c.name, 0)) for c in cards})
+        bench.dispatcher = Dispatcher(Batchers(bench.calls), {c.id: c for c in cards}.get)
+        ways = [step(i, name, bind("x", (REQUEST, "x"))) for i, name in enumerate("ab")]
+        ends = [step(2, name, bind("l", (0, "y")), bind("r", (1, "y"))) for name in ("slow", "quick")]
+        best = timed(plan_of(*ways, ends[0]), 1.0, 1.0, 10_000.0)
+        other = timed(plan_of(*ways, ends[1], id_="other"), 1.0, 1.0, 1.0)
+        running = asyncio.create_task(bench.run(best, [best, other], Terms(deadline_ms=5_000.0)))
+        await settle()
+        gates["a"].set()
+        await settle()
+        gates["b"].set()
+        answer = await running
+        assert values(answer) == [105, 107, 109, 111]
+        assert answer.plan.id == "other"
+        assert [name for name, n_rows in bench.calls.batches if n_rows == 0] == ["a@1", "b@1"]
+
+    asyncio.run(scenario())
+
+
+def test_an_extension_that_falls_ill_while_others_run_is_gone_round() -> None:
+    async def scenario() -> None:
+        ill: set[str] = set()
+
+        def infecting(rows: dict[str, Array]) -> Mapping[str, Produced]:
+            ill.add("b@1")
+            return plus(1)(rows)
+
+        bench = Bench({"a": infecting, "b": plus(5), "c": plus(10)})
+        known = {c.id: c for c in map(card, "abc")}
+        bench.dispatcher = Dispatcher(Batchers(bench.calls), known.get, is_healthy=lambda e: e not in ill)
+        best = plan_of(step(0, "a"), step(1, "b"))
+        other = plan_of(step(0, "a"), step(1, "c"), id_="other")
+        answer = await bench.run(best, [best, other])
+        assert values(answer) == [12, 13, 14, 15]
+        assert ran(bench) == ["a@1", "c@1"]
+        assert answer.flags == {"replanned"}
+
+    asyncio.run(scenario())
+
+
+def test_who_is_ill_is_tried_last_and_a_plan_of_the_healthy_goes_first() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(1), "b": plus(5), "c": plus(10)})
+        known = {c.id: c for c in map(card, "abc")}
+        bench.dispatcher = Dispatcher(Batchers(bench.calls), known.get, is_healthy=lambda e: e != "a@1")
+        spared = await bench.run(plan_of(step(0, "a", fallbacks=["b"])))
+        assert (values(spared), spared.flags) == ([6, 7, 8, 9], {"fallback"})
+        other = plan_of(step(0, "c"), id_="other")
+        assert (await bench.run(plan_of(step(0, "a")), [other])).plan.id == "other"
+        assert values(await bench.run(plan_of(step(0, "a")))) == [2, 3, 4, 5]
+        assert ran(bench) == ["b@1", "c@1", "a@1"]
+
+    asyncio.run(scenario())
+
+
+def test_what_a_fallback_gave_is_shared_too() -> None:
+    async def scenario() -> None:
+        work = {"a": failing(ExtensionUnavailable("gone")), "spare": plus(1), "c": plus(10)}
+        bench = Bench({**work, "b": failing(ExtensionUnavailable("gone too"))})
+        first = step(0, "a", fallbacks=["spare"])
+        answer = await bench.run(plan_of(first, step(1, "b")), [plan_of(first, step(1, "c"), id_="other")])
+        assert values(answer) == [12, 13, 14, 15]
+        assert ran(bench) == ["a@1", "spare@1", "b@1", "c@1"]
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_would_be_late_is_refused_before_anything_runs_or_takes_a_quicker_plan() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(1), "b": plus(2)})
+        known = {c.id: c for c in map(card, "ab")}
+        full = Backlog(Ahead(1000, 1000), 0.0, 100, 50.0, 1)
+        bench.dispatcher = Dispatcher(
+            Batchers(bench.calls), known.get, backlog_of=lambda e, token: full if e == "a@1" else None
+        )
+        best, other = plan_of(step(0, "a"), accuracy=0.9), plan_of(step(0, "b"), accuracy=0.8, id_="other")
+        hurry = Terms(deadline_ms=300.0)
+        with pytest.raises(Overloaded) as refused:
+            await bench.run(best, terms=hurry)
+        assert 0.2 <= refused.value.retry_after_s <= 0.31
+        assert ran(bench) == []
+        answer = await bench.run(best, [other], hurry)
+        assert (answer.plan.id, answer.flags) == ("other", {"degraded"})
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_marks_its_token() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(1)})
+        bench.calls.gate.clear()
+        token = Token(1e9)
+        running = asyncio.create_task(bench.dispatcher.dispatch(plan_of(step(0, "a")), {"x": X}, token))
+        await settle()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert token.gone
+
+    asyncio.run(scenario())
