@@ -6,6 +6,7 @@
 | `file:<path>#<sha256>:attribute` | the same in a single file, which must still have that digest |
 | `models:/name@alias`, `models:/name/3`, `models:/name/3#<sha256>` | a model version in MLflow; `#` pins its files |
 | `http://host:port/v2/models/m[/versions/v]`, `grpc://host:port/m[/v]` | a model of another Open Inference server |
+| `fused:name@version+name@version` | several of the above in one, as the cluster puts them together; see `options` |
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from deployments.extension import Extension
 from lineage.identity import hash_file
 from planner.cards import Card
 from planner.errors import ArtifactRefused, BadCard, ExtensionRaised, FenixError, near
+from planner.wiring import FUSED, parse_group
 
 _MODELS = "models:/"
 _REMOTE = ("http://", "https://", "grpc://")
@@ -36,6 +38,8 @@ def describe(
 ) -> Card:
     """The card that the author of `source` wrote, with a `source` that stays the same thing (see `pin`). Raises what
     `load` raises."""
+    if source.startswith(FUSED):
+        raise BadCard(f"{source!r} is put together by the cluster itself.", hint="Deploy its parts.")
     pinned = pin(source, mlflow_uri=mlflow_uri, cache_dir=cache_dir)
     return _make(pinned, options or {}, mlflow_uri, Path(cache_dir)).card()
 
@@ -88,6 +92,13 @@ def _make(source: str, options: Mapping[str, Any], mlflow_uri: str, cache_dir: P
         from deployments.kinds.remote import RemoteExtension
 
         made = _construct(RemoteExtension, {**options, "address": source}, source)
+        made.options = dict(options)
+    elif source.startswith(FUSED):
+        from deployments.kinds.fused import FusedExtension
+
+        group = parse_group(options, source)
+        parts = [load(card, mlflow_uri=mlflow_uri, cache_dir=cache_dir) for card in group.cards]
+        made = FusedExtension(group, parts)
         made.options = dict(options)
     else:
         module, attribute = _file(source) if source.startswith(_FILE) else _module(source)

@@ -16,7 +16,7 @@ from planner.features import Port
 
 ExtensionId = NewType("ExtensionId", str)  # "name@version"
 
-Kind = Literal["torch", "sklearn", "mlflow", "function", "remote", "rule", "human"]
+Kind = Literal["torch", "sklearn", "mlflow", "function", "remote", "rule", "human", "fused"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Sharing = Literal["shared", "tags", "user", "off"]  # who may get a kept result; see Card
 SHARINGS: tuple[str, ...] = get_args(Sharing)

@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.cards import Card, ExtensionId
 
-KINDS = frozenset({"function", "rule", "torch", "sklearn", "mlflow"})  # whose work is done where they are
+KINDS = frozenset({"function", "rule", "torch", "sklearn", "mlflow", "fused"})  # whose work is done where they are
 PROVEN_CALLS = 50
 PROVEN_S = 3.0  # since the first call
 MOST_RUN_MS = 1.0  # median of a call, from the outside of its code
