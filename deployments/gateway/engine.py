@@ -10,9 +10,9 @@ import asyncio
 import contextvars
 import secrets
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from deployments.gateway.messages import Explanation, InferAnswer, InferRequest, Route
 from planner.batching import Batchers
@@ -24,13 +24,14 @@ from planner.direct import direct
 from planner.dispatch import Dispatcher
 from planner.errors import BadInput, BadRequest, DeadlineExceeded, NoPlan, NotFound, near
 from planner.features import Array, Feature, Port, Rows, check_rows, datatype_of, is_a
+from planner.fusion import RunCounter, Use
 from planner.goals import Goal, Objective, Terms
 from planner.index import index_of
 from planner.intent import Analyser, Encoder, TfidfEncoder
 from planner.placed import Placed
 from planner.placement import Placements
 from planner.plan_cache import PlanCache
-from planner.plans import Answer, PlanRequest, PlanSet
+from planner.plans import Answer, Plan, PlanRequest, PlanSet
 from planner.profiles import Profiles
 from planner.tokens import Token
 
@@ -67,6 +68,7 @@ class Engine:
         self._dispatcher = Dispatcher(
             self.placed, self._card, self.placed.at_once, batchers.backlog, self.placed.is_healthy
         )
+        self._runs = RunCounter()
         self._plans = PlanCache()
         self._catalogue = Catalogue()
         self._convoys: dict[Hashable, Convoy] = {}
@@ -97,6 +99,11 @@ class Engine:
         """Latency profiles that live traffic shows to differ from the cards'."""
         return self._profiles.changed({id_: card.profile for id_, card in self._catalogue.cards.items()})
 
+    def uses(self) -> list[Use]:
+        """What ran since the last call, as far as it concerns the fusing of extensions."""
+        fused = frozenset(id_ for id_, card in self._catalogue.cards.items() if card.kind == "fused")
+        return self._runs.take(self.placed.inline(), fused)
+
     async def infer(self, request: InferRequest) -> InferAnswer:
         """Plans and runs one request. Raises FenixError subclasses only; cancelling the task cancels the work."""
         now_s = asyncio.get_running_loop().time()
@@ -104,7 +111,7 @@ class Engine:
         route = self._route(target, request)
         token = Token.of(target.terms, now_s)
         if request.detailed or route.n_rows > MOST_ROWS:
-            answer = await self._dispatcher.dispatch(route.plans.best, request.inputs, token, route.plans.plans[1:])
+            answer = await self._dispatch(route.plans.best, request.inputs, token, route.plans.plans[1:])
         else:
             answer = await _taken_along(route.convoy, Passenger(request.inputs, route.n_rows, token))
         if token.hard and asyncio.get_running_loop().time() > token.until_s:
@@ -137,9 +144,15 @@ class Engine:
         if convoy is None:
             if len(self._convoys) >= MOST_CONVOYS:
                 del self._convoys[next(iter(self._convoys))]
-            convoy = self._convoys[key] = Convoy(plans, self._dispatcher.dispatch, self.placed.at_once)
+            convoy = self._convoys[key] = Convoy(plans, self._dispatch, self.placed.at_once)
         n_rows = len(next(iter(inputs.values())))
         return Route(self._catalogue.epoch, target.model, target.version, terms, n_rows, plans, convoy)
+
+    def _dispatch(
+        self, plan: Plan, inputs: Mapping[str, Array], token: Token, alternatives: Sequence[Plan]
+    ) -> Coroutine[Any, Any, Answer]:
+        self._runs.ran(plan)
+        return self._dispatcher.dispatch(plan, inputs, token, alternatives)
 
     async def explain(self, request: InferRequest) -> Explanation:
         """Plans one request without running it; without inputs, one row of each of the goal's inputs is meant."""
