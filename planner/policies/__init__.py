@@ -21,4 +21,4 @@ Comparing them (docs/batching.md has the table)
 
 from typing import Final
 
-DEFAULT_POLICY: Final = "greedy"  # the best mean goodput over the suite
+DEFAULT_POLICY: Final = "fitted"  # the best mean goodput over the suite

@@ -7,6 +7,8 @@ import math
 _FORGET = 0.98  # weight that is left of a call after the next one: about the last 50 calls count
 _OUTLIER = 5.0  # a call is believed up to so many times what was expected, so that one stuck call is not the rule
 
+_NEW = 0.005  # weight of the newest call in the contention
+
 
 class CallTimes:
     """Fits `(fixed_ms + per_row_ms * n_rows) * (1 + contention * n_others)` to the calls of one extension, where
@@ -91,12 +93,16 @@ class CallTimes:
         self.fixed_ms = max(0.0, (t0 - slope * w1) / w0)
 
     def _learn_contention(self, ratio: float, n_others: int) -> None:
+        # What calls take from each other changes seldom, and chance tells less of it than of the line: long memory,
+        # and a stuck call counts as twice the usual.
+        ratio = min(ratio, 2.0 * (1.0 + self.contention * n_others))
+        new = max(_NEW, 1.0 / self.n_calls)
         from_others, from_ratio = n_others - self._mean_others, ratio - self._mean_ratio
-        self._mean_others += (1.0 - _FORGET) * from_others
-        self._mean_ratio += (1.0 - _FORGET) * from_ratio
-        self._ratio_others = _FORGET * (self._ratio_others + (1.0 - _FORGET) * from_others * from_ratio)
-        self._square_others = _FORGET * (self._square_others + (1.0 - _FORGET) * from_others * from_others)
-        if self._square_others > 0.01:
+        self._mean_others += new * from_others
+        self._mean_ratio += new * from_ratio
+        self._ratio_others = (1.0 - new) * (self._ratio_others + new * from_others * from_ratio)
+        self._square_others = (1.0 - new) * (self._square_others + new * from_others * from_others)
+        if self._square_others > 0.01 and self.n_calls > 8:
             slope = self._ratio_others / self._square_others
             ratio_alone = self._mean_ratio - slope * self._mean_others
             self.contention = min(max(slope / ratio_alone, 0.0), 2.0) if ratio_alone > 0.1 else 2.0

@@ -12,7 +12,7 @@ from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
 
 _SMOOTH = 0.1  # share of the newest call in the arrival rate: one moment of silence is no fall in demand
 _SHARED = 0.2  # contention from which slots count as sharing their cores
-_HEADROOM = 0.8  # of what slots that share cores can do, so that bursts still find room
+_HEADROOM = 0.6  # of what slots that share cores can do: larger batches than the least that keep up
 
 
 class Fitted(BatchPolicy):

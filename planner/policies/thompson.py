@@ -46,7 +46,7 @@ class Thompson(BatchPolicy):
     def _wish(self, state: QueueState) -> tuple[int, float]:
         if state.max_rows != self._max_rows:
             self._set_most(state.max_rows)
-        return 1 << self._bet, 0.0
+        return (state.max_rows if self._bet == len(self._counts) - 1 else 1 << self._bet), 0.0
 
     def _learn(self, outcome: BatchOutcome) -> None:
         state = outcome.state

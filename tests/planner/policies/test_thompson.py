@@ -37,3 +37,7 @@ def test_it_forgets() -> None:
 def test_other_seeds_bet_otherwise() -> None:
     runs = [bets(Thompson(seed=seed), lambda n_rows: 0.5, 100) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_the_largest_bet_is_the_most_rows_even_between_two_powers() -> None:
+    assert Thompson().decide(QueueState(500, 500, 0.0, 1e4, 100.0, 1, 2, 100)).n_rows == 100
