@@ -4,6 +4,7 @@ The nouns
     features.py         what flows along an edge: semantic type, tensor spec, rows
     cards.py            what is known of an extension version: ports, cost, latency, accuracy, evidence
     goals.py            what a client wants, under which terms, and what "best" means
+    tokens.py           what a request carries through all queues: deadline, class, user, tags
     plans.py            requests, plans with their predictions and reasons, answers
     catalogue.py        all cards and goals at one epoch
     envelopes.py        the live state of extension replicas
@@ -23,11 +24,15 @@ Deciding
     direct.py           plans of one step, for clients that name an extension
     intent.py           from a sentence to a goal, or a question back
     words.py            the English that intent.py knows
+    admission.py        whether a request will be in time, and on which plan
+    progress.py         what is left of a plan, and what two plans share
+    line.py             whose rows go next
     breakers.py         which extensions are let alone for a while
     hedging.py          when a call is sent to a second replica
 
 Doing
-    dispatch.py         runs a plan
+    dispatch.py         runs a plan, and changes it on the way
+    results.py          what steps brought, and the rows that later steps take from it
     batching.py         rows of many requests in one call
     calls.py            the seam to the cluster
 

@@ -151,7 +151,7 @@ def test_extensions_and_goals_can_be_looked_at(http: Served) -> None:
 def test_the_document_describes_the_raw_infer_routes_as_they_are(http: Served) -> None:
     document = httpx.get(http.url + "/openapi.json").json()
     operation = document["paths"]["/v2/models/{model}/infer"]["post"]
-    assert {"200", "400", "404", "413", "415", "422", "500", "502", "503", "504"} == set(operation["responses"])
+    assert {"200", "400", "404", "413", "415", "422", "429", "500", "502", "503", "504"} == set(operation["responses"])
     (example,) = document["components"]["schemas"]["Inference"]["examples"]
     Inference.model_validate(example)
     answer = post(http, "/v2/models/double/infer", example)
