@@ -52,6 +52,8 @@ def test_a_follower_gets_all_at_first_then_what_changed_then_nothing() -> None:
     board.withdraw("r1")
     assert board.since("life", 2) == News("life", 4, (envelope("r2", 1),), ("r1",))
     assert board.since("life", 4) == News("life", 4)
+    board.publish(envelope("r1", 2), 9.0)
+    assert board.since("life", 2).gone == ()
 
 
 def test_who_follows_another_life_of_the_board_or_is_too_far_behind_gets_all() -> None:

@@ -88,6 +88,18 @@ def test_when_the_time_is_over_a_few_probes_pass_and_close_it() -> None:
     assert breakers.allows(A, 1.2)
 
 
+def test_what_failed_before_it_closed_again_is_forgotten() -> None:
+    breakers = made()
+    calls(breakers, A, good=20, bad=30)
+    assert breakers.state(A, 0.0) == "open"
+    for _ in range(3):
+        assert breakers.allows(A, 1.0)
+        breakers.succeeded(A, 1.0, 0.0)
+    breakers.failed(A, 1.0, 0.0)
+    (standing,) = breakers.standings(1.0)
+    assert (standing.state, standing.n_calls, standing.n_failed) == ("closed", 1, 1)
+
+
 def test_a_probe_that_fails_opens_it_for_twice_as_long_up_to_a_limit() -> None:
     breakers = broken(replace(PLAIN, longest_open_s=5.0))
     now_s, lasted_s = 0.0, []
