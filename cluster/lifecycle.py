@@ -36,13 +36,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from cluster import flags, processes
 from cluster.head import READY
 from cluster.processes import RUN_VARIABLE, ProcessId
-from cluster.settings import Settings, load
+from cluster.settings import FusionSettings, Settings, load
 from cluster.supervisor import Service
 from planner.errors import BadCard, ClusterDown, FenixError
 
 if TYPE_CHECKING:
     # Importing it imports Ray, which must come after the flags.
     from deployments.applications import Installation
+    from planner.fusion import Rules
 
 Report = Callable[[str], None]
 Install = Callable[["Installation", Report], None]
@@ -291,6 +292,21 @@ def installation(settings: Settings) -> Installation:
             max_concurrent=limits.max_concurrent,
             read_timeout_s=limits.read_timeout_s,
         ),
+        fusion=_fusion(settings.fusion),
+    )
+
+
+def _fusion(settings: FusionSettings) -> Rules | None:
+    from planner.fusion import Rules
+
+    if not settings.enabled:
+        return None
+    return Rules(
+        min_per_s=settings.min_per_s,
+        window_s=settings.window_s,
+        min_saving=settings.min_saving,
+        unused_s=settings.unused_s,
+        most=settings.max_fused,
     )
 
 

@@ -97,6 +97,23 @@ class GatewaySettings(Section):
     )
 
 
+class FusionSettings(Section):
+    """Whether and how readily chains of extensions that run all the time are put into one deployment."""
+
+    enabled: bool = Field(default=True, description="Whether chains are fused at all.")
+    min_per_s: Annotated[float, Field(gt=0)] = Field(
+        default=5.0, description="How often a second a chain has to run, over the whole window."
+    )
+    window_s: Annotated[float, Field(ge=1)] = Field(default=60.0, description="How long a chain has to be that busy.")
+    min_saving: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.2, description="Share of a chain's time that fusing it has to save."
+    )
+    unused_s: Annotated[float, Field(gt=0)] = Field(
+        default=1800.0, description="A fused extension that is hardly used for so long is removed."
+    )
+    max_fused: Annotated[int, Field(ge=0)] = Field(default=4, description="Most fused extensions at a time.")
+
+
 class Settings(Section):
     """Everything that can be set. `model_dump(mode="json")` is the plain dictionary that the layers below get."""
 
@@ -123,6 +140,7 @@ class Settings(Section):
     ray: RaySettings = RaySettings()
     mlflow: MlflowSettings = MlflowSettings()
     gateway: GatewaySettings = GatewaySettings()
+    fusion: FusionSettings = FusionSettings()
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Settings:
@@ -252,7 +270,7 @@ def _leaves(node: yaml.Node, prefix: str, path: Path) -> Iterator[tuple[str, tup
             raise BadCard(f"{where}: {key!r} is set twice.", hint="Keep one of the two.")
         seen.add(key)
         value = _value(value_node)
-        if key in {"ray", "mlflow", "gateway"}:
+        if key in {"ray", "mlflow", "gateway", "fusion"}:
             if value is not None:
                 yield from _leaves(value_node, f"{key}.", path)
         else:

@@ -16,6 +16,7 @@ from deployments.replica import Replica
 from deployments.serve_calls import application_of, deployment_of
 from planner.cards import Card, ExtensionId
 from planner.errors import BadCard
+from planner.fusion import Rules
 
 Report = Callable[[str], None]
 
@@ -36,6 +37,7 @@ class Installation:
     gateways: int = 1
     sentence_model: str = ""  # of sentence-transformers; "" is the built-in matcher
     limits: Limits = field(default_factory=Limits)
+    fusion: Rules | None = None  # how readily chains are fused; None: never
 
 
 @dataclass(frozen=True, slots=True)

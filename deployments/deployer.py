@@ -40,17 +40,18 @@ def deploy(
     durably and every gateway plans with them (one that is silent for 5 s will, once it is back). Raises BadCard, with
     nothing changed, when one does not start or breaks the contract; Conflict when its id is taken by something else.
     """
-    return asyncio.run(_deploy(sources, goals, installation, report))
+    return asyncio.run(deploying(sources, goals, installation, report))
 
 
 def remove(extensions: Sequence[str], goals: Sequence[str], report: Report) -> None:
     """Takes extensions and goals out of the catalogue, then ends their replicas. Raises NotFound."""
-    asyncio.run(_remove(extensions, goals, report))
+    asyncio.run(removing(extensions, goals, report))
 
 
-async def _deploy(
+async def deploying(
     sources: Sequence[Card | str], goals: Sequence[Goal], installation: Installation, report: Report
 ) -> tuple[Card, ...]:
+    """`deploy` on the running event loop."""
     registry = RegistryClient()
     catalogue = await registry.catalogue()
     cards = [_card(source, installation) for source in sources]
@@ -107,7 +108,8 @@ def _card(source: Card | str, installation: Installation) -> Card:
     return source.but(source=pin(source.source, mlflow_uri=mlflow_uri, cache_dir=cache_dir))
 
 
-async def _remove(extensions: Sequence[str], goals: Sequence[str], report: Report) -> None:
+async def removing(extensions: Sequence[str], goals: Sequence[str], report: Report) -> None:
+    """`remove` on the running event loop."""
     registry = RegistryClient()
     catalogue = await registry.catalogue()
     ids = [catalogue.card(name).id for name in extensions]

@@ -1,5 +1,5 @@
-"""What a fresh cluster needs before it can serve: the catalogue actor, the board, the gateway, and all that the
-catalogue holds from before."""
+"""What a fresh cluster needs before it can serve: the catalogue actor, the board, the steward, the gateway, and all
+that the catalogue holds from before."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from deployments.applications import Installation, Report, start
 from deployments.board import start_board
 from deployments.gateway.app import APPLICATION, gateway
 from deployments.registry import RegistryClient, start_catalogue
+from deployments.steward import start_steward
 
 
 def install(installation: Installation, report: Report) -> None:
@@ -23,6 +24,7 @@ def install(installation: Installation, report: Report) -> None:
     start_board()
     report("catalogue open")
     asyncio.run(_restore(installation, report))
+    start_steward(installation)
     report("starting the gateway")
     serve.run(gateway(installation), name=APPLICATION, route_prefix=None)
 

@@ -18,11 +18,13 @@ from deployments.gateway.server import serve_grpc, serve_http
 from deployments.inline import InlineHost
 from deployments.registry import CatalogueFollower, RegistryClient
 from deployments.serve_calls import ServeCalls
+from deployments.steward import StewardClient
 from planner.errors import FenixError
 from planner.intent import SentenceEncoder, TfidfEncoder
 
 APPLICATION = "gateway"
 PROFILES_EVERY_S = 5.0
+USES_EVERY_S = 5.0  # until the steward says otherwise
 _DRAIN_S = 10.0
 _log = logging.getLogger("fenix.gateway")
 
@@ -52,6 +54,8 @@ class Gateway:
         )
         self._tending = asyncio.get_running_loop().create_task(self._inline.tend(), name="tend-inline")
         self._telling = asyncio.get_running_loop().create_task(self._tell_profiles(), name="tell-profiles")
+        self._steward = StewardClient() if installation.fusion is not None else None
+        self._reporting = asyncio.get_running_loop().create_task(self._report_uses(), name="report-uses")
 
     async def _tell_profiles(self) -> None:
         """Passes latency profiles that live traffic has changed on to the catalogue."""
@@ -64,6 +68,19 @@ class Gateway:
                 except FenixError as error:
                     _log.warning("latency profiles not stored: %s", error.text())
 
+    async def _report_uses(self) -> None:
+        """Tells the steward what ran, so that it finds the chains that are worth fusing."""
+        pause_s = USES_EVERY_S
+        while True:
+            await asyncio.sleep(pause_s)
+            uses = self._engine.uses()
+            if self._steward is not None:
+                try:
+                    pause_s = await self._steward.report(uses)
+                except FenixError as error:  # what ran meanwhile is not counted
+                    pause_s = USES_EVERY_S
+                    _log.warning("%s", error.text())
+
     async def addresses(self) -> dict[str, int]:
         """The ports this gateway listens on."""
         return {"http": self._http.port, "grpc": self._grpc.port}
@@ -73,6 +90,7 @@ class Gateway:
         tasks = {
             "catalogue follower": self._follower.ready(),
             "profiles": not self._telling.done(),
+            "usage reports": not self._reporting.done(),
             "inline host": not self._tending.done(),
         }
         for name, alive in tasks.items():
@@ -81,8 +99,8 @@ class Gateway:
 
     async def __del__(self) -> None:
         """Called by Serve on shutdown: stops accepting, lets what is under way finish, closes."""
-        self._telling.cancel()
-        self._tending.cancel()
+        for task in (self._telling, self._reporting, self._tending):
+            task.cancel()
         await asyncio.gather(self._http.stop(_DRAIN_S), self._grpc.stop(_DRAIN_S))
         await self._inline.close()
         await self._follower.stop()
