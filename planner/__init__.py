@@ -29,10 +29,15 @@ Deciding
     line.py             whose rows go next
     breakers.py         which extensions are let alone for a while
     hedging.py          when a call is sent to a second replica
+    placement.py        which extensions have earned it to run in the gateway's process
+    policies/           how many rows a batch takes, and when it goes
 
 Doing
+    convoys.py          requests for one plan travel together
     dispatch.py         runs a plan, and changes it on the way
     results.py          what steps brought, and the rows that later steps take from it
+    placed.py           the queue of an extension: inline, or its deployment behind cache and breaker
+    step_cache.py       results of steps that are known (step_rows.py, step_store.py)
     batching.py         rows of many requests in one call
     calls.py            the seam to the cluster
 

@@ -7,6 +7,8 @@ messages.py     the records between the faces and the engine
 engine.py       analyse, plan, dispatch
 codec.py        tensors and parameters over HTTP, both directions, for servers and clients
 protocol.py     the same over gRPC
+connection.py   one HTTP connection: limits against slow clients, and the way onto the express
+express.py      the wholly ordinary request, from bytes to bytes
 http.py         the raw ASGI application: infer routes here, the rest to FastAPI
 rest.py         FastAPI: health, metadata, `/v1`, the OpenAPI document
 schemas.py      the JSON of `/v1`
