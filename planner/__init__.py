@@ -30,6 +30,8 @@ Deciding
     breakers.py         which extensions are let alone for a while
     hedging.py          when a call is sent to a second replica
     placement.py        which extensions have earned it to run in the gateway's process
+    fusion.py           which chains deserve to be one extension, and which no longer do
+    wiring.py           what such an extension is made of, and its card
     policies/           how many rows a batch takes, and when it goes
 
 Doing
@@ -37,7 +39,9 @@ Doing
     dispatch.py         runs a plan, and changes it on the way
     results.py          what steps brought, and the rows that later steps take from it
     placed.py           the queue of an extension: inline, or its deployment behind cache and breaker
-    step_cache.py       results of steps that are known (step_rows.py, step_store.py)
+    step_cache.py       results of steps that are known
+    step_rows.py        their keys, and rows as they are kept
+    step_store.py       the memory that holds them, and who gives way
     batching.py         rows of many requests in one call
     calls.py            the seam to the cluster
 
