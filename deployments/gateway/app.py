@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
+from time import perf_counter
 from typing import Any
 
 from ray import serve
 
 from deployments.applications import Installation
+from deployments.board import BoardClient, BoardFollower
 from deployments.gateway.engine import Engine
 from deployments.gateway.server import serve_grpc, serve_http
 from deployments.inline import InlineHost
@@ -25,6 +28,7 @@ from planner.intent import SentenceEncoder, TfidfEncoder
 APPLICATION = "gateway"
 PROFILES_EVERY_S = 5.0
 USES_EVERY_S = 5.0  # until the steward says otherwise
+JUDGE_EVERY_S = 2.0
 _DRAIN_S = 10.0
 _log = logging.getLogger("fenix.gateway")
 
@@ -54,6 +58,11 @@ class Gateway:
         )
         self._tending = asyncio.get_running_loop().create_task(self._inline.tend(), name="tend-inline")
         self._telling = asyncio.get_running_loop().create_task(self._tell_profiles(), name="tell-profiles")
+        breakers = engine.placed.breakers
+        self._board = BoardClient()
+        self._fares = BoardFollower(self._board, lambda found: breakers.observe(found, perf_counter()))
+        self._fares.start()
+        self._judging = asyncio.get_running_loop().create_task(self._judge(), name="judge-extensions")
         self._steward = StewardClient() if installation.fusion is not None else None
         self._reporting = asyncio.get_running_loop().create_task(self._report_uses(), name="report-uses")
 
@@ -67,6 +76,22 @@ class Gateway:
                     await self._registry.profiles(changed)
                 except FenixError as error:
                     _log.warning("latency profiles not stored: %s", error.text())
+
+    async def _judge(self) -> None:
+        """Leaves out extensions that do much worse than what could stand in for them, and shows who is left out."""
+        gateway, told = uuid.uuid4().hex, ()
+        breakers = self._engine.placed.breakers
+        while True:
+            await asyncio.sleep(JUDGE_EVERY_S)
+            now_s = perf_counter()
+            breakers.eject_outliers(self._engine.alternatives(), now_s)
+            standings = tuple(one for one in breakers.standings(now_s) if one.state != "closed")
+            if standings or told:
+                try:
+                    await self._board.report(gateway, standings, ttl_s=5 * JUDGE_EVERY_S)
+                    told = standings
+                except FenixError as error:
+                    _log.debug("%s", error.text())
 
     async def _report_uses(self) -> None:
         """Tells the steward what ran, so that it finds the chains that are worth fusing."""
@@ -92,6 +117,8 @@ class Gateway:
             "profiles": not self._telling.done(),
             "usage reports": not self._reporting.done(),
             "inline host": not self._tending.done(),
+            "board follower": self._fares.alive(),
+            "judge of extensions": not self._judging.done(),
         }
         for name, alive in tasks.items():
             if not alive:
@@ -99,10 +126,11 @@ class Gateway:
 
     async def __del__(self) -> None:
         """Called by Serve on shutdown: stops accepting, lets what is under way finish, closes."""
-        for task in (self._telling, self._reporting, self._tending):
+        for task in (self._telling, self._reporting, self._tending, self._judging):
             task.cancel()
         await asyncio.gather(self._http.stop(_DRAIN_S), self._grpc.stop(_DRAIN_S))
         await self._inline.close()
+        await self._fares.stop()
         await self._follower.stop()
 
 

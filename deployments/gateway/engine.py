@@ -91,6 +91,11 @@ class Engine:
         self.placed.keep_only(frozenset(catalogue.cards))
         self._profiles.keep_only(frozenset(catalogue.cards))
 
+    def alternatives(self) -> set[tuple[ExtensionId, ...]]:
+        """Extensions that requests use at present, each with those that could stand in for it."""
+        plans = [plan for convoy in self._convoys.values() for plan in convoy.plans.plans]
+        return {(step.extension, *step.fallbacks) for plan in plans for step in plan.steps if step.fallbacks}
+
     def ready(self) -> bool:
         """Whether requests can be answered."""
         return self._ready()
