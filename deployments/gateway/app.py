@@ -22,6 +22,7 @@ from deployments.inline import InlineHost
 from deployments.registry import CatalogueFollower, RegistryClient
 from deployments.serve_calls import ServeCalls
 from deployments.steward import StewardClient
+from planner.breakers import Standing
 from planner.errors import FenixError
 from planner.intent import SentenceEncoder, TfidfEncoder
 
@@ -79,7 +80,8 @@ class Gateway:
 
     async def _judge(self) -> None:
         """Leaves out extensions that do much worse than what could stand in for them, and shows who is left out."""
-        gateway, told = uuid.uuid4().hex, ()
+        gateway = uuid.uuid4().hex
+        told: tuple[Standing, ...] = ()
         breakers = self._engine.placed.breakers
         while True:
             await asyncio.sleep(JUDGE_EVERY_S)
