@@ -9,7 +9,7 @@ import numpy as np
 from deployments.extension import Extension, Result, Scored, extension
 from planner.features import Array, Feature, Port
 
-WIDTH = 5
+WIDTH = 33
 MIX = Feature("mix", "FP32", (WIDTH,))
 
 
@@ -30,9 +30,10 @@ class Mix(Extension):
     def infer(self, *_: Any, **inputs: Any) -> Result:
         mixed = np.zeros_like(inputs["x0"])
         for i, weights in enumerate(self._weights):
-            mixed = mixed + np.tanh(inputs[f"x{i}"] @ weights)
+            rows = inputs[f"x{i}"]
+            mixed = mixed + np.tanh(rows @ weights) + np.einsum("ij->i", rows)[:, None]  # adds in the strides' order
         outputs = {"y": mixed, "z": np.repeat(mixed, 2, axis=1)[:, ::2]}
-        return Scored(outputs, 1.0 / (1.0 + np.exp(mixed.mean(axis=1)))) if self._judges else outputs
+        return Scored(outputs, 1.0 / (1.0 + np.exp(-np.tanh(mixed[:, 0])))) if self._judges else outputs
 
 
 class Join(Extension):
