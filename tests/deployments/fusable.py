@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deployments.extension import Extension, Result, Scored, extension
+from planner.cards import Resources
 from planner.features import Array, Feature, Port
 
 WIDTH = 33
@@ -81,3 +82,37 @@ class Closes(Extension):
         self.closed = True
         if self._fails:
             raise OSError("stuck")
+
+
+STAGES = (MIX, *(Feature(f"mix-{i}", "FP32", (WIDTH,)) for i in (1, 2, 3)))
+
+
+class Stage(Extension):
+    """One stage of a chain, never in the gateway's own process."""
+
+    resources = Resources(placement="remote")
+    number: int
+
+    def setup(self) -> None:
+        self._weights = np.random.default_rng(self.number).normal(size=(WIDTH, WIDTH)).astype(np.float32)
+
+    def infer(self, *, x: Array, **_: Any) -> Result:
+        return np.tanh(x @ self._weights)
+
+
+class Stage1(Stage):
+    number, inputs, outputs = 1, {"x": STAGES[0]}, {"x": STAGES[1]}
+
+
+class Stage2(Stage):
+    """The one that says how sure it is; the next inherits that."""
+
+    number, inputs, outputs = 2, {"x": STAGES[1]}, {"x": STAGES[2]}
+
+    def infer(self, *, x: Array, **_: Any) -> Result:
+        made = np.tanh(x @ self._weights)
+        return Scored(made, 0.5 + made[:, 0] / 2)
+
+
+class Stage3(Stage):
+    number, inputs, outputs = 3, {"x": STAGES[2]}, {"x": STAGES[3]}
