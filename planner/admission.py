@@ -23,19 +23,24 @@ LEAST_RETRY_S = 0.05
 @dataclass(frozen=True, slots=True)
 class Backlog:
     """What a request would find before an extension: the rows ahead of it; ms until a call can start; rows and ms of
-    a full call; how many calls run at a time."""
+    a full call; ms that calls took lately; how many calls run at a time."""
 
     ahead: Ahead
     busy_ms: float
     batch_rows: int
     batch_ms: float
+    recent_ms: float
     n_slots: int
 
     def delay_ms(self, step: Step, rows_ahead: float) -> float:
         """From joining the line to the answer of the step, with that many rows ahead."""
         full_calls = rows_ahead // self.batch_rows
         share = min(1.0, rows_ahead / self.batch_rows)  # of a full call, that travels with us
-        return self.busy_ms + full_calls * self.batch_ms / self.n_slots + max(step.p50_ms, share * self.batch_ms)
+        return self.busy_ms + full_calls * self.batch_ms / self.n_slots + max(self.run_ms(step), share * self.batch_ms)
+
+    def run_ms(self, step: Step) -> float:
+        """What a call takes while others wait too."""
+        return max(step.p50_ms, self.recent_ms)
 
 
 # What a request would find before an extension; None where it would go at once.

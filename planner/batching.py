@@ -81,6 +81,7 @@ class _Waiting(Place):
     inputs: Mapping[str, Part]
     future: asyncio.Future[Done]
     since_s: float  # on perf_counter
+    expires_s: float  # when it hears that it is late; it is of use until `until_s`, which may be earlier
     call: _Call | None = field(init=False, default=None)  # once it is on its way
 
 
@@ -147,6 +148,7 @@ class Batcher:
             max(0.0, busy_s * 1e3),
             rows,
             self._policy.expected_ms(rows),
+            self._pulse.recent_ms,
             self._n_slots,
         )
 
@@ -160,7 +162,9 @@ class Batcher:
             shapes.append(part.shape[1:])
             if isinstance(part, np.ndarray):
                 n_bytes += part.nbytes
-        item = _Waiting(token, n_rows, n_bytes, until_s, shapes, inputs, loop.create_future(), perf_counter())
+        done_by_s = min(until_s, token.until_s - token.rest_s) if token.hard else until_s
+        future: asyncio.Future[Done] = loop.create_future()
+        item = _Waiting(token, n_rows, n_bytes, done_by_s, shapes, inputs, future, perf_counter(), until_s)
         if token.gone:
             raise Cancelled(f"the client left before {self._extension} ran.")
         if now_s >= until_s:
@@ -236,7 +240,8 @@ class Batcher:
                 self._look_again = self._loop.call_later(decision.wait_ms / 1e3, self._pump)
                 return
             n_rows = min(decision.n_rows, self._line.n_rows)
-            taken = self._line.take(decision.n_rows, now_s, self._pulse.run_s(self._policy.expected_ms(n_rows), now_s))
+            expected_ms = (1.0 + self._policy.times.spread) * self._policy.expected_ms(n_rows)
+            taken = self._line.take(decision.n_rows, now_s, self._pulse.run_s(expected_ms, now_s))
             for item in taken.late:
                 self._pulse.n_dropped_rows += item.n_rows
                 _fail(item, self._late(item))
@@ -287,7 +292,7 @@ class Batcher:
         """Calls the extension, and answers every request of the batch, whatever happens."""
         started_s = perf_counter()
         parts = {port: [item.inputs[port] for item in batch] for port in batch[0].inputs}
-        timeout_s = max([item.until_s for item in batch]) - self._loop.time()
+        timeout_s = max([item.expires_s for item in batch]) - self._loop.time()
         try:
             ran = await self._calls.infer(self._extension, parts, timeout_s)
             self._share_out(call, batch, ran, started_s)
@@ -340,7 +345,7 @@ class Batcher:
         waited_ms = (perf_counter() - item.since_s) * 1e3
         where = "could not be done in time by" if item.call is None else "was not done in time by"
         told = f"the request {where} {self._extension}, {waited_ms:.0f} ms after it came there."
-        if item.token.hard and item.until_s >= item.token.until_s:
+        if item.token.hard and item.expires_s >= item.token.until_s:
             return DeadlineExceeded(told, hint="Allow more time, or plan for less.")
         return ExtensionTimeout(told)
 
@@ -392,11 +397,11 @@ class _Deadlines:
     def watch(self, item: _Waiting) -> None:
         key = id(item)
         self._watched[key] = item
-        heappush(self._heap, (item.until_s, key))
-        if item.until_s < self._rings_s:
-            self._set(item.until_s)
+        heappush(self._heap, (item.expires_s, key))
+        if item.expires_s < self._rings_s:
+            self._set(item.expires_s)
         elif len(self._heap) > 2 * len(self._watched) + 64:
-            self._heap = [(watched.until_s, key) for key, watched in self._watched.items()]
+            self._heap = [(watched.expires_s, key) for key, watched in self._watched.items()]
             heapify(self._heap)
 
     def forget(self, item: _Waiting) -> None:
@@ -410,7 +415,7 @@ class _Deadlines:
 
     def _is_watched(self, entry: tuple[float, int]) -> bool:
         item = self._watched.get(entry[1])  # another one may have the id by now
-        return item is not None and item.until_s == entry[0]
+        return item is not None and item.expires_s == entry[0]
 
     def _set(self, at_s: float) -> None:
         if self._timer is not None:

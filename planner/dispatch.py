@@ -50,7 +50,7 @@ class Dispatcher:
         """
         self._queues = queues
         self._card_of = card_of
-        self._backlog_of = backlog_of
+        self.backlog_of = backlog_of
         self.at_once = at_once
         self._is_healthy = is_healthy
 
@@ -92,7 +92,7 @@ class Dispatcher:
         if self.at_once(plans[0]):
             return plans[0]
         healthy = plans if self.can_do(plans[0].steps) else [plan for plan in plans if self.can_do(plan.steps)]
-        return admit(healthy or plans, token, asyncio.get_running_loop().time(), self._backlog_of)
+        return admit(healthy or plans, token, asyncio.get_running_loop().time(), self.backlog_of)
 
     def can_do(self, steps: Iterable[Step]) -> bool:
         """Whether each of the steps has an extension that is healthy."""
@@ -102,6 +102,11 @@ class Dispatcher:
     def is_ill(self, extension: ExtensionId) -> bool:
         """Whether the extension is not worth trying before others."""
         return self._is_healthy is not None and not self._is_healthy(extension)
+
+    def crowded_ms(self, extension: ExtensionId, n_rows: float) -> float:
+        """What a call of so many rows takes, or of as many as go into one."""
+        card = self._card_of(extension)
+        return 0.0 if card is None else card.profile.p50_ms(min(int(n_rows), card.resources.max_batch_rows))
 
     def is_worse(self, stand_in: Card, wanted: ExtensionId) -> bool:
         """Whether the stand-in is known to be less accurate."""
@@ -168,11 +173,12 @@ class _Run:
         self._loop = asyncio.get_running_loop()
         self._running: dict[StepId, asyncio.Task[Result]] = {}
         self._woken: asyncio.Future[None] | None = None
+        self.plan = plan
         trip.plans = [other for other in trip.plans if other is not plan]
         self._in_order = is_chain(plan.steps) or self._dispatcher.at_once(plan)
-        # What comes after each step; only worth knowing where there is another plan.
-        self._after_ms = after_ms(plan) if trip.plans else {}
-        self.plan = plan
+        # What comes after each step, which only matters where something can still be done about it.
+        matters = trip.plans or (trip.token.hard and len(plan.steps) > 1 and not self._dispatcher.at_once(plan))
+        self._after_ms = after_ms(plan, self._run_ms()) if matters else {}
         self.results = Results(plan, trip.inputs, trip.guilty)
         self.done = self.results.by_step
 
@@ -224,6 +230,8 @@ class _Run:
 
     def _reconsidered(self, step: Step) -> Plan | None:
         """After a step: a plan whose rest is better, where the rest of this one is late or not healthy."""
+        if not self._trip.plans:
+            return None
         in_time = self._loop.time() + self._after_ms[step.id] / 1e3 <= self._token.until_s
         if in_time and self._dispatcher.can_do(later for later in self.plan.steps if later.id not in self.done):
             return None
@@ -234,6 +242,15 @@ class _Run:
         if not rest or (in_time and self._dispatcher.can_do(rest)):
             return None
         return self._trip.better(self)
+
+    def _run_ms(self) -> Callable[[Step], float]:
+        """What steps take as things stand, once their turn has come: who has to wait travels in a crowd from then on,
+        and is as slow as that."""
+        backlogs = [self._dispatcher.backlog_of(step.extension, self._token) for step in self.plan.steps]
+        crowd = max([backlog.ahead.n_rows for backlog in backlogs if backlog is not None], default=0.0)
+        if crowd == 0.0:
+            return lambda step: step.p50_ms
+        return lambda step: max(step.p50_ms, self._dispatcher.crowded_ms(step.extension, crowd))
 
     def _has_rows(self, step: Step) -> bool:
         """Whether any row reaches a step, as far as one can tell."""
@@ -293,6 +310,7 @@ class _Run:
         """The step's extension, then its fallbacks in order, the healthy first. Raises the last failure."""
         note = ""
         n_rows = self.results.n_rows if index is None else len(index)
+        rest_s = self._after_ms.get(step.id, 0.0) / 1e3
         tries = (
             sorted((step.extension, *step.fallbacks), key=self._dispatcher.is_ill)
             if step.fallbacks
@@ -306,6 +324,7 @@ class _Run:
             try:
                 card, queue = self._dispatcher.queue(extension)
                 self.results.check_fit(step, card, inputs)
+                self._token.rest_s = rest_s
                 done = await queue.submit(inputs, n_rows, self._token, until_s)
             except (StepFailed, Overloaded, DeadlineExceeded) as failure:
                 self._trip.guilty.add(extension)

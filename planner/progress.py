@@ -34,11 +34,11 @@ def left_ms(plan: Plan, done: Collection[StepId]) -> float:
     return path_ms(plan, lambda step: 0.0 if step.id in done else step.p50_ms)
 
 
-def after_ms(plan: Plan) -> dict[StepId, float]:
-    """Per step, what comes after it until the end of the plan."""
+def after_ms(plan: Plan, took_ms: Callable[[Step], float]) -> dict[StepId, float]:
+    """Per step, what comes after it until the end of the plan, when each step takes `took_ms`."""
     after: dict[StepId, float] = {step.id: 0.0 for step in plan.steps}
     for step in reversed(plan.steps):
-        rest_ms = after[step.id] + step.p50_ms
+        rest_ms = after[step.id] + took_ms(step)
         for before in needs(step):
             if before != REQUEST and after[before] < rest_ms:
                 after[before] = rest_ms

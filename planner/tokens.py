@@ -13,6 +13,7 @@ PATIENCE_S = 60.0  # how long a request without a deadline may take
 class Token:
     """One request in the queues. `until_s` is event loop time; `priority` is 0 (most urgent) to 9.
 
+    `rest_s` is what comes after the step it is at, as predicted: rows that would be done too late for that are dropped.
     `hard` says that `until_s` is the client's own deadline and not only our patience. `gone` is set when the client
     has left: nothing is started for the request from then on.
     """
@@ -23,6 +24,7 @@ class Token:
     tags: frozenset[str] = frozenset()
     hard: bool = False
     gone: bool = False
+    rest_s: float = 0.0
 
     @classmethod
     def of(cls, terms: Terms, now_s: float) -> Token:

@@ -30,7 +30,7 @@ def waiting(backlogs: Mapping[str, Backlog]) -> BacklogOf:
 
 def rows(n_rows: float, of_others: float | None = None, shared: bool = False) -> Backlog:
     """Calls of 10 rows that take 20 ms, one at a time."""
-    return Backlog(Ahead(n_rows, n_rows if of_others is None else of_others, shared), 0.0, 10, 20.0, 1)
+    return Backlog(Ahead(n_rows, n_rows if of_others is None else of_others, shared), 0.0, 10, 20.0, 0.0, 1)
 
 
 def within(ms: float) -> Token:

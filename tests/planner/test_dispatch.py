@@ -10,7 +10,7 @@ import pytest
 from planner.admission import Backlog
 from planner.batching import Batchers
 from planner.calls import Parts, Produced, Ran
-from planner.cards import Accuracy, Card, ExtensionId
+from planner.cards import Accuracy, Card, ExtensionId, LatencyProfile
 from planner.dispatch import Dispatcher
 from planner.errors import BadInput, DeadlineExceeded, ExtensionRaised, ExtensionUnavailable, Overloaded, StepFailed
 from planner.features import Array, Feature, Port
@@ -440,7 +440,7 @@ def test_a_request_that_would_be_late_is_refused_before_anything_runs_or_takes_a
     async def scenario() -> None:
         bench = Bench({"a": plus(1), "b": plus(2)})
         known = {c.id: c for c in map(card, "ab")}
-        full = Backlog(Ahead(1000, 1000), 0.0, 100, 50.0, 1)
+        full = Backlog(Ahead(1000, 1000), 0.0, 100, 50.0, 0.0, 1)
         bench.dispatcher = Dispatcher(
             Batchers(bench.calls), known.get, backlog_of=lambda e, token: full if e == "a@1" else None
         )
@@ -467,5 +467,28 @@ def test_a_client_that_leaves_marks_its_token() -> None:
         with pytest.raises(asyncio.CancelledError):
             await running
         assert token.gone
+
+    asyncio.run(scenario())
+
+
+def test_rows_are_not_begun_that_would_be_late_for_what_comes_after_them() -> None:
+    async def scenario() -> None:
+        bench = Bench({"a": plus(1), "b": plus(2)})
+        known = {c.id: c for c in map(card, "ab")}
+        known[ExtensionId("b@1")] = known[ExtensionId("b@1")].but(profile=LatencyProfile(10_000.0))
+        crowd = Backlog(Ahead(10, 10), 0.0, 100, 1.0, 0.0, 1)
+        bench.dispatcher = Dispatcher(Batchers(bench.calls), known.get, backlog_of=lambda e, token: crowd)
+        plan = plan_of(step(0, "a"), step(1, "b"))
+        assert values(await bench.run(plan, terms=Terms(deadline_ms=5_000.0))) == [4, 5, 6, 7]  # an idle one is tried
+        bench.calls.gate.clear()
+        first = asyncio.create_task(bench.run(plan_of(step(0, "a"))))
+        await settle()
+        second = asyncio.create_task(bench.run(plan, terms=Terms(deadline_ms=5_000.0)))
+        await settle()
+        bench.calls.gate.set()
+        await first
+        with pytest.raises(DeadlineExceeded, match="could not be done in time"):
+            await second
+        assert ran(bench) == ["a@1", "b@1", "a@1"]
 
     asyncio.run(scenario())
