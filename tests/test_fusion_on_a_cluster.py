@@ -83,9 +83,11 @@ def ask(http: httpx.Client, rows: Array) -> tuple[list[str], Array, Array]:
     body = {
         "goal": GOAL.name,
         "inputs": [tensor("x", rows)],
-        "outputs": [{"name": "x"}, {"name": "x.confidence"}],
+        "outputs": ["x", "x.confidence"],
     }
-    answer = http.post("/v1/infer", json=body).json()
+    response = http.post("/v1/infer", json=body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
     outputs = {output["name"]: np.array(output["data"], np.float32) for output in answer["outputs"]}
     return [step["extension"] for step in answer["steps"]], outputs["x"], outputs["x.confidence"]
 
