@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from cluster import lifecycle, settings
 from deployments.steward import KEPT_DEEDS, Deed, Steward
 from planner.cards import Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue, Change
@@ -95,3 +96,11 @@ def test_the_list_of_deeds_is_bounded() -> None:
         house.catalogue = Catalogue.of([*PARTS, FUSED.but(options={})], epoch=house.catalogue.epoch + 1)
         house.work(1.0, per_s=0.0)
     assert len(house.steward.deeds()) == KEPT_DEEDS
+
+
+def test_the_settings_say_how_readily_chains_are_fused_or_that_they_never_are() -> None:
+    some = settings.load(environment={}, overrides={"fusion.min_per_s": 2.0, "fusion.max_fused": 1})
+    assert lifecycle.installation(some).fusion == Rules(min_per_s=2.0, most=1)
+    assert lifecycle.installation(settings.load(environment={})).fusion == Rules()
+    none = settings.load(environment={}, overrides={"fusion.enabled": False})
+    assert lifecycle.installation(none).fusion is None

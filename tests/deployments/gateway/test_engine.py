@@ -205,3 +205,21 @@ def test_an_encoder_that_fails_is_tried_again_by_the_next_sentence() -> None:
         assert (await engine.infer(request)).model == "count"
 
     asyncio.run(scenario())
+
+
+def test_the_engine_counts_the_runs_of_chains_once_per_group_of_requests() -> None:
+    half = one("half", DOUBLE, Feature("number/half", "FP32"), "y", "z")
+    work = {**WORK, "half@1": lambda rows: {"z": Rows(rows["y"] / np.float32(2))}}
+
+    async def scenario() -> list[tuple[tuple[str, ...], int]]:
+        engine = Engine(LocalCalls({ExtensionId(id_): function for id_, function in work.items()}))
+        await engine.follow(Catalogue.of([*CARDS, half], GOALS))
+        for terms in ({}, {"priority": 1}):
+            request = InferRequest(wanted=("number/half",), inputs=X, terms={"min_accuracy": 0.95, **terms})
+            await asyncio.gather(engine.infer(request), engine.infer(request))
+        await engine.infer(InferRequest(model="exact", inputs=X))
+        counted = [(use.plan.extensions(), use.n_runs) for use in engine.uses()]
+        assert engine.uses() == []
+        return counted
+
+    assert asyncio.run(scenario()) == [(("exact@1", "half@1"), 2)]
