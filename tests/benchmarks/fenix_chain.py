@@ -1,34 +1,25 @@
-"""The chain as three Fenix extensions and a goal.
+"""One workload as Fenix extensions and a goal; planning included per request.
 
-    python -m tests.benchmarks.fenix_chain HTTP_PORT STATE_DIR
+    python -m tests.benchmarks.fenix_chain WORKLOAD PLACEMENT HTTP_PORT STATE_DIR
 
-Runs until its standard input closes; every step is a deployment of its own, planning included per request.
+Runs until its standard input closes. PLACEMENT is `auto`, as a user has it: each extension starts as a deployment of
+its own, and moves into the gateway when it has proven itself; or `remote`: all of them stay deployments.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from cluster import lifecycle, processes
-from cluster.settings import load
-from tests.benchmarks.workload import CHAIN, SOURCES
+from cluster import lifecycle
+from planner.cards import Card, Placement
+from tests.benchmarks.workload import WORKLOADS
 
 
-def main() -> None:
-    http_port, state_dir = int(sys.argv[1]), Path(sys.argv[2])
-    grpc_port, ray_port, mlflow_port = processes.free_ports(3)
-    settings = load(
-        environment={},
-        overrides={
-            "state_dir": state_dir,
-            "http_port": http_port,
-            "grpc_port": grpc_port,
-            "ray.port": ray_port,
-            "mlflow.port": mlflow_port,
-            "import_paths": [str(Path(__file__).parents[2])],
-        },
-    )
+def serve(workload: str, placement: Placement, http_port: int, state_dir: Path) -> None:
+    imports = [str(Path(__file__).parents[2])]
+    settings = lifecycle.private_settings(state_dir, {"http_port": http_port, "import_paths": imports})
 
     def report(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -37,12 +28,24 @@ def main() -> None:
     try:
         with lifecycle.connected(settings):
             from deployments.deployer import deploy
+            from deployments.loading import describe
 
-            deploy(SOURCES, [CHAIN], lifecycle.installation(settings), report)
-        print("READY", flush=True)
+            def placed(source: str) -> Card:
+                card = describe(source)
+                return card.but(resources=replace(card.resources, placement=placement))
+
+            goal, sources = WORKLOADS[workload]
+            deploy([placed(source) for source in sources], [goal], lifecycle.installation(settings), report)
         sys.stdin.read()
     finally:
         lifecycle.down(settings, report)
+
+
+def main() -> None:
+    workload, placement, http_port, state_dir = sys.argv[1:]
+    if placement not in ("auto", "remote"):
+        raise SystemExit(f"PLACEMENT is auto or remote, not {placement!r}")
+    serve(workload, placement, int(http_port), Path(state_dir))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
