@@ -15,12 +15,21 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from itertools import chain
 from time import perf_counter  # the loop of uvloop counts whole milliseconds
 from typing import Any
 
 import numpy as np
 
-from planner.errors import BadRequest, DeadlineExceeded, ExtensionBroken, ExtensionRaised, FenixError, Overloaded
+from planner.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    ExtensionBroken,
+    ExtensionRaised,
+    ExtensionUnavailable,
+    FenixError,
+    Overloaded,
+)
 from planner.features import Array, Rows
 from planner.plans import Answer, Plan, PlanSet
 from planner.tokens import Token
@@ -127,8 +136,11 @@ class Convoy:
         self._waiting: deque[Rider] = deque()
         self._waiting_rows = 0
         self._pace = _Pace()
+        self._halves: deque[list[Rider]] = deque()  # of groups that failed: they leave before all others
         self._called = False  # `_leave` comes at the end of this turn
-        self._timer: asyncio.TimerHandle | None = None
+        self._soonest_s = math.inf  # no deadline of those that wait is earlier
+        self._timer: asyncio.TimerHandle | None = None  # looks at them, at `_looks_s`
+        self._looks_s = math.inf
         self._under_way: set[asyncio.Task[None]] = set()
 
     def join(self, rider: Rider) -> None:
@@ -141,15 +153,20 @@ class Convoy:
                 return
         self._waiting.append(rider)
         self._waiting_rows += rider.n_rows
-        if not self._called and len(self._under_way) < MOST_UNDER_WAY:
+        if rider.token.hard and rider.token.until_s < self._soonest_s:
+            self._soonest_s = rider.token.until_s
+        if self._called:
+            return
+        if len(self._under_way) < MOST_UNDER_WAY:
             self._call()
+        else:
+            self._watch_waiting()
 
     def abandon(self, rider: Rider) -> None:
         """The rider's client has gone: it is left behind, and a group of which nobody is left is called back."""
         rider.token.gone = True
-        group = rider.group
-        if group is not None and group.task is not None and all(other.token.gone for other in group.riders):
-            group.task.cancel()
+        if rider.group is not None:
+            _call_back_if_empty(rider.group)
 
     def _refusal(self, rider: Rider) -> Overloaded | None:
         """Why a rider cannot be taken along with those that wait already."""
@@ -173,10 +190,10 @@ class Convoy:
         self._called = False
         if self._at_once(self.plans.best):
             self._go_now(self._next())
-            if self._waiting and not self._called:  # others want a turn of the loop too
+            if (self._waiting or self._halves) and not self._called:  # others want a turn of the loop too
                 self._call()
             return
-        while self._waiting and len(self._under_way) < MOST_UNDER_WAY:
+        while (self._waiting or self._halves) and len(self._under_way) < MOST_UNDER_WAY:
             self._start(self._next())
         self._watch_waiting()
 
@@ -191,7 +208,7 @@ class Convoy:
 
     def _returned(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        if self._waiting and not self._called:
+        if (self._waiting or self._halves) and not self._called:
             self._call()
 
     def _next(self) -> list[Rider]:
@@ -199,6 +216,13 @@ class Convoy:
         riders: list[Rider] = []
         n_rows = 0
         now_s = self._loop.time()
+        if self._halves:
+            for rider in self._halves.popleft():
+                if rider.token.late(now_s):
+                    rider.fail(_late())
+                elif not rider.token.gone:
+                    riders.append(rider)
+            return riders
         while self._waiting and (not riders or n_rows + self._waiting[0].n_rows <= MOST_ROWS):
             rider = self._waiting.popleft()
             self._waiting_rows -= rider.n_rows
@@ -215,11 +239,11 @@ class Convoy:
         if not riders:
             return
         left_s = perf_counter()
-        running = self._run(riders)
         try:
+            running = self._run(riders)
             running.send(None)
         except StopIteration as end:
-            _tell(riders, end.value)
+            _tell(riders, end.value, self._loop.time())
             self._pace.back(sum([rider.n_rows for rider in riders]), left_s, perf_counter(), bool(self._waiting))
         except FenixError as error:
             if _may_be_one(riders, error):
@@ -239,15 +263,22 @@ class Convoy:
         left_s = perf_counter()
         self._watch(group)
         try:
-            _tell(riders, await self._run(riders))
+            answer = await self._run(riders)
+            _tell(riders, answer, self._loop.time())
             self._pace.back(sum([rider.n_rows for rider in riders]), left_s, perf_counter(), bool(self._waiting))
         except FenixError as error:
             if _may_be_one(riders, error):
                 half = len(riders) // 2
-                self._start([rider for rider in riders[:half] if not rider.token.gone])
-                self._start([rider for rider in riders[half:] if not rider.token.gone])
+                self._halves += (riders[:half], riders[half:])
+                for rider in riders:
+                    if rider.token.hard:
+                        self._soonest_s = min(self._soonest_s, rider.token.until_s)
             else:
                 _refuse(riders, error)
+        except asyncio.CancelledError:
+            # Either all of them have gone, or something on the way was ended for reasons of its own.
+            _refuse(riders, ExtensionUnavailable("the call was ended before its answer came.", hint="Send it again."))
+            raise
         except Exception as error:  # whatever happens, nobody may wait for ever
             _refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"))
         finally:
@@ -267,36 +298,54 @@ class Convoy:
         now_s = self._loop.time()
         until_s = math.inf
         for rider in group.riders:
-            if rider.token.hard:
+            if rider.token.hard and not rider.token.gone:
                 if rider.token.late(now_s):
                     rider.fail(_late())
+                    rider.token.gone = True
                 else:
                     until_s = min(until_s, rider.token.until_s)
         group.timer = self._loop.call_at(until_s, self._watch, group) if until_s < math.inf else None
+        _call_back_if_empty(group)
 
     def _watch_waiting(self) -> None:
-        """The same for those that have not left yet."""
+        """Sees to it that those that wait hear of it when they are late."""
+        if not self._waiting and not self._halves:
+            self._soonest_s = math.inf
+        if self._soonest_s == self._looks_s:
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if not self._waiting:
-            return
+        self._looks_s = self._soonest_s
+        waits = self._soonest_s < math.inf
+        self._timer = self._loop.call_at(self._soonest_s, self._look_at_waiting) if waits else None
+
+    def _look_at_waiting(self) -> None:
+        self._timer, self._looks_s, self._soonest_s = None, math.inf, math.inf
         now_s = self._loop.time()
-        late = [rider for rider in self._waiting if rider.token.late(now_s)]
-        for rider in late:
-            self._waiting.remove(rider)
-            self._waiting_rows -= rider.n_rows
-            rider.fail(_late())
-        until_s = min((rider.token.until_s for rider in self._waiting), default=math.inf)
-        if until_s < math.inf:
-            self._timer = self._loop.call_at(until_s, self._watch_waiting)
+        for rider in chain(self._waiting, *self._halves):
+            if rider.token.hard and not rider.token.gone:
+                if rider.token.late(now_s):
+                    rider.fail(_late())
+                    rider.token.gone = True  # it stays behind when the others leave
+                else:
+                    self._soonest_s = min(self._soonest_s, rider.token.until_s)
+        self._watch_waiting()
 
 
-def _tell(riders: Sequence[Rider], answer: Answer) -> None:
+def _call_back_if_empty(group: _Group) -> None:
+    """Ends what is under way for a group of which nobody waits for an answer any more."""
+    if group.task is not None and all(rider.token.gone for rider in group.riders):
+        group.task.cancel()
+
+
+def _tell(riders: Sequence[Rider], answer: Answer, now_s: float) -> None:
     start = 0
     for rider in riders:
         stop = start + rider.n_rows
-        rider.arrive(answer, start, stop)
+        if rider.token.hard and now_s > rider.token.until_s:
+            rider.fail(_late())
+        else:
+            rider.arrive(answer, start, stop)
         start = stop
 
 
@@ -315,7 +364,7 @@ def _token_of(riders: Sequence[Rider]) -> Token:
     first = riders[0].token
     patient = max((rider.token for rider in riders), key=lambda token: token.until_s)
     hard = all(rider.token.hard for rider in riders)
-    return Token(patient.until_s, first.priority, first.user, first.tags, hard)
+    return Token(patient.until_s, first.priority, first.user, first.tags, hard, shared=True)
 
 
 def _late() -> DeadlineExceeded:

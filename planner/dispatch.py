@@ -18,7 +18,14 @@ from planner.admission import Backlog, BacklogOf, admit
 from planner.batching import Done
 from planner.calls import Part
 from planner.cards import Card, ExtensionId
-from planner.errors import DeadlineExceeded, ExtensionUnavailable, Overloaded, StepFailed
+from planner.errors import (
+    DeadlineExceeded,
+    ExtensionBroken,
+    ExtensionRaised,
+    ExtensionUnavailable,
+    Overloaded,
+    StepFailed,
+)
 from planner.features import Array
 from planner.placed import Queue, Queues
 from planner.plans import Answer, Plan, Step, StepId, StepRecord
@@ -75,8 +82,8 @@ class Dispatcher:
                         outputs = await run.results.outputs()
                         return Answer(outputs, run.plan, run.records(), run.flags(plan))
                     trip.flags.add("replanned")
-                except (StepFailed, Overloaded, DeadlineExceeded):
-                    turn = trip.way_out(run)
+                except (StepFailed, Overloaded, DeadlineExceeded) as failure:
+                    turn = None if _may_be_one(token, failure) else trip.way_out(run)
                     if turn is None:
                         raise
                     trip.flags.add("fallback")
@@ -328,7 +335,7 @@ class _Run:
                 done = await queue.submit(inputs, n_rows, self._token, until_s)
             except (StepFailed, Overloaded, DeadlineExceeded) as failure:
                 self._trip.guilty.add(extension)
-                if i + 1 == len(tries) or self._loop.time() >= self._token.until_s:
+                if i + 1 == len(tries) or self._loop.time() >= self._token.until_s or _may_be_one(self._token, failure):
                     raise
                 note = f"fallback for {extension}: {failure.message}"
                 continue
@@ -362,6 +369,12 @@ def _budget_s(step: Step) -> float:
     """How long a step may take while something else could stand in: its share of the deadline, or without one many
     times what it is predicted to take."""
     return step.budget_ms / 1e3 if step.budget_ms is not None else max(1.0, 50.0 * step.p50_ms / 1e3)
+
+
+def _may_be_one(token: Token, failure: Exception) -> bool:
+    """Whether the rows of one of several requests may be what all of them fail for: they are told apart first, and
+    only then does anything stand in, for the guilty one alone."""
+    return token.shared and isinstance(failure, ExtensionRaised | ExtensionBroken)
 
 
 def _hear(task: asyncio.Task[Result]) -> None:

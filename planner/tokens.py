@@ -15,7 +15,8 @@ class Token:
 
     `rest_s` is what comes after the step it is at, as predicted: rows that would be done too late for that are dropped.
     `hard` says that `until_s` is the client's own deadline and not only our patience. `gone` is set when the client
-    has left: nothing is started for the request from then on.
+    has left: nothing is started for the request from then on. `shared` says that the rows are those of several
+    requests, so that the rows of one may be what all of them fail for.
     """
 
     until_s: float
@@ -25,6 +26,7 @@ class Token:
     hard: bool = False
     gone: bool = False
     rest_s: float = 0.0
+    shared: bool = False
 
     @classmethod
     def of(cls, terms: Terms, now_s: float) -> Token:
