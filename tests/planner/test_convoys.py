@@ -1,0 +1,629 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.batching import Batchers
+from planner.calls import LocalCalls, Produced
+from planner.cards import Card, ExtensionId, Resources
+from planner.convoys import MOST_ROWS, MOST_UNDER_WAY, MOST_WAITING_ROWS, Convoy, Passenger
+from planner.dispatch import Dispatcher
+from planner.errors import (
+    BadInput,
+    DeadlineExceeded,
+    ExtensionBroken,
+    ExtensionRaised,
+    ExtensionUnavailable,
+    FenixError,
+    Overloaded,
+)
+from planner.features import Array, Rows
+from planner.placed import Placed
+from planner.placement import Placements
+from planner.plans import Answer, Plan, PlanSet, Step
+from planner.tokens import Token
+from tests.clocks import JumpingLoop
+from tests.planner.doubles import PacedCalls, card, plan_of, step
+from tests.planner.test_batching import settle
+
+PLAN = plan_of(step(0, "a"))
+FAR_S = 1e6
+
+
+def drive(scenario: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(scenario)
+
+
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Road:
+    """What a convoy dispatches to: adds 1 to every row. While `gate` is closed, groups are on their way."""
+
+    def __init__(self, error_of: Callable[[list[float]], Exception | None] = lambda rows: None) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.groups: list[list[float]] = []  # the rows of every group that left
+        self.tokens: list[Token] = []
+        self.under_way = self.most_under_way = self.cancelled = 0
+        self._error_of = error_of
+
+    async def dispatch(
+        self, plan: Plan, inputs: Mapping[str, Array], token: Token, alternatives: Sequence[Plan]
+    ) -> Answer:
+        x = inputs["x"]
+        self.groups.append(x.tolist())
+        self.tokens.append(token)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            if not self.gate.is_set():
+                await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.under_way -= 1
+        error = self._error_of(x.tolist())
+        if error is not None:
+            raise error
+        return Answer({"y": Rows(x + 1, x / np.float32(1000))}, plan, ())
+
+    def convoy(self, at_once: bool = False) -> Convoy:
+        return Convoy(plans_of(PLAN), self.dispatch, lambda plan: at_once)
+
+
+def plans_of(*plans: Plan) -> PlanSet:
+    return PlanSet(plans, (), 1, True, 1, 0.0)
+
+
+def rows(*values: float) -> Array:
+    return np.array(values, np.float32)
+
+
+def passenger(*values: float, deadline_s: float | None = None) -> Passenger:
+    """Somebody with these rows, and a deadline this far away."""
+    hard = deadline_s is not None
+    token = Token(now_s() + deadline_s if deadline_s is not None else FAR_S, hard=hard)
+    return Passenger({"x": rows(*values)}, len(values), token)
+
+
+def board(convoy: Convoy, *riders: Passenger) -> list[Passenger]:
+    for rider in riders:
+        convoy.join(rider)
+    return list(riders)
+
+
+def got(rider: Passenger) -> list[float]:
+    return rider.future.result().outputs["y"].values.tolist()
+
+
+def heard(rider: Passenger) -> type[BaseException] | None:
+    """What a rider was refused with by now; None for one that waits or has its answer."""
+    return type(rider.future.exception()) if rider.future.done() and rider.future.exception() else None
+
+
+def is_idle(convoy: Convoy) -> bool:
+    """Whether nothing is left of what a convoy had to do."""
+    left: list[Any] = [convoy._waiting, convoy._halves, convoy._under_way, convoy._waiting_rows, convoy._called]
+    return not any(left) and (convoy._timer is None or convoy._timer.cancelled())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_lone_request_leaves_in_the_same_turn_with_its_own_rows_and_token(at_once: bool) -> None:
+    async def scenario() -> None:
+        road = Road()
+        convoy = road.convoy(at_once)
+        (rider,) = board(convoy, passenger(1, 2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert road.groups == [[1, 2]]
+        assert road.tokens == [rider.token]
+        assert not rider.token.shared
+        assert got(rider) == [2, 3]
+
+    drive(scenario())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_requests_of_one_turn_travel_together_and_everyone_gets_the_own_rows_and_confidence(at_once: bool) -> None:
+    async def scenario() -> None:
+        road = Road()
+        riders = board(road.convoy(at_once), passenger(1), passenger(2, 3), passenger(4))
+        await settle()
+        assert road.groups == [[1, 2, 3, 4]]
+        assert [got(rider) for rider in riders] == [[2], [3, 4], [5]]
+        sure = riders[1].future.result().outputs["y"].confidence
+        assert sure is not None
+        assert sure.tolist() == pytest.approx([0.002, 0.003])
+        assert road.tokens[0].shared
+
+    drive(scenario())
+
+
+def test_an_answer_without_confidence_is_shared_out_too() -> None:
+    async def scenario() -> None:
+        async def dispatch(plan: Plan, inputs: Mapping[str, Array], *_: object) -> Answer:
+            return Answer({"y": Rows(inputs["x"])}, plan, (), frozenset({"degraded"}))
+
+        riders = board(Convoy(plans_of(PLAN), dispatch, lambda plan: False), passenger(1), passenger(2))
+        await settle()
+        assert got(riders[1]) == [2]
+        assert riders[1].future.result().outputs["y"].confidence is None
+        assert riders[1].future.result().flags == {"degraded"}
+
+    drive(scenario())
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(1, MOST_ROWS), min_size=1, max_size=12), at_once=st.booleans())
+def test_no_group_is_larger_than_allowed_and_nobody_is_passed_over(sizes: list[int], at_once: bool) -> None:
+    async def scenario() -> None:
+        road = Road()
+        riders = board(road.convoy(at_once), *[passenger(*[float(i)] * size) for i, size in enumerate(sizes)])
+        await settle()
+        assert [value for group in road.groups for value in group] == [i for i, n in enumerate(sizes) for _ in range(n)]
+        assert all(len(group) <= MOST_ROWS for group in road.groups)
+        assert [got(rider) for rider in riders] == [[i + 1.0] * size for i, size in enumerate(sizes)]
+        for one, next_ in zip(road.groups, road.groups[1:], strict=False):  # nobody waits where there is room
+            assert len(one) + sizes[int(next_[0])] > MOST_ROWS
+
+    drive(scenario())
+
+
+def test_at_most_so_many_groups_are_under_way_and_the_others_leave_together_when_one_is_back() -> None:
+    async def scenario() -> None:
+        road = Road()
+        road.gate.clear()
+        convoy = road.convoy()
+        riders: list[Passenger] = []
+        for i in range(10):
+            riders += board(convoy, passenger(i))
+            await settle()
+        assert road.groups == [[0], [1], [2], [3]]
+        road.gate.set()
+        await settle()
+        assert road.groups[MOST_UNDER_WAY:] == [[4, 5, 6, 7, 8, 9]]
+        assert [got(rider) for rider in riders] == [[i + 1] for i in range(10)]
+        assert road.most_under_way == MOST_UNDER_WAY
+        assert is_idle(convoy)
+
+    drive(scenario())
+
+
+ROWS_FAULTS = [ExtensionRaised("no"), ExtensionBroken("no"), BadInput("no")]
+
+
+@pytest.mark.parametrize("error", ROWS_FAULTS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("at_once", [False, True])
+@settings(max_examples=15, deadline=None)
+@given(guilty=st.sets(st.integers(0, 15)), n_riders=st.integers(2, 16))
+def test_a_group_that_fails_is_split_down_to_the_guilty(
+    at_once: bool, error: FenixError, guilty: set[int], n_riders: int
+) -> None:
+    async def scenario() -> None:
+        road = Road(lambda rows: error if guilty.intersection(map(int, rows)) else None)
+        convoy = road.convoy(at_once)
+        riders = board(convoy, *map(passenger, range(n_riders)))
+        for _ in range(6):
+            await settle()
+        for i, rider in enumerate(riders):
+            if i in guilty:
+                assert rider.future.exception() is error
+            else:
+                assert got(rider) == [i + 1]
+        assert road.most_under_way <= MOST_UNDER_WAY
+        assert is_idle(convoy)
+
+    drive(scenario())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("error", [ExtensionUnavailable("gone"), Overloaded("full"), DeadlineExceeded("late")])
+def test_what_is_nobodys_fault_is_told_to_all_without_another_try(at_once: bool, error: FenixError) -> None:
+    async def scenario() -> None:
+        road = Road(lambda rows: error)
+        riders = board(road.convoy(at_once), passenger(1), passenger(2))
+        await settle()
+        assert [rider.future.exception() for rider in riders] == [error, error]
+        assert len(road.groups) == 1
+
+    drive(scenario())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_exception_that_is_none_of_ours_is_told_to_all_as_a_failure(at_once: bool) -> None:
+    async def scenario() -> None:
+        riders = board(Road(lambda rows: KeyError("lost")).convoy(at_once), passenger(1), passenger(2))
+        await settle()
+        for rider in riders:
+            with pytest.raises(ExtensionRaised, match="the plan failed: KeyError"):
+                got(rider)
+
+    drive(scenario())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_dispatch_that_cannot_even_begin_leaves_nobody_waiting(at_once: bool) -> None:
+    def broken(*_: object) -> Coroutine[Any, Any, Answer]:
+        raise MemoryError("no room")
+
+    async def scenario() -> None:
+        convoy = Convoy(plans_of(PLAN), broken, lambda plan: at_once)
+        (rider,) = board(convoy, passenger(1))
+        await settle()
+        assert heard(rider) is ExtensionRaised
+        assert is_idle(convoy)
+
+    drive(scenario())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_who_is_late_or_gone_before_the_group_leaves_is_not_run(at_once: bool) -> None:
+    async def scenario() -> None:
+        road = Road()
+        convoy = road.convoy(at_once)
+        late, gone, there = board(convoy, passenger(1, deadline_s=0.0), passenger(2), passenger(3))
+        convoy.abandon(gone)
+        await settle()
+        assert road.groups == [[3]]
+        assert heard(late) is DeadlineExceeded
+        assert not gone.future.done()
+        assert got(there) == [4]
+        assert is_idle(convoy)
+
+    drive(scenario())
+
+
+def test_who_gets_late_on_the_way_hears_of_it_then_and_the_others_travel_on() -> None:
+    async def scenario() -> None:
+        road = Road()
+        road.gate.clear()
+        soon, later, never = board(
+            road.convoy(), passenger(1, deadline_s=0.5), passenger(2, deadline_s=0.7), passenger(3)
+        )
+        begun_s = now_s()
+        with pytest.raises(DeadlineExceeded):
+            await soon.future
+        assert now_s() - begun_s == pytest.approx(0.5)
+        assert not later.future.done()
+        with pytest.raises(DeadlineExceeded):
+            await later.future
+        assert now_s() - begun_s == pytest.approx(0.7)
+        road.gate.set()
+        await never.future
+        assert got(never) == [4]
+        assert road.cancelled == 0
+
+    drive(scenario())
+
+
+def test_who_gets_late_while_waiting_hears_of_it_then_even_if_it_came_when_the_house_was_full() -> None:
+    async def scenario() -> None:
+        road = Road()
+        road.gate.clear()
+        convoy = road.convoy()
+        for i in range(MOST_UNDER_WAY):
+            board(convoy, passenger(i))
+            await settle()
+        (patient,) = board(convoy, passenger(8))
+        far, near = board(convoy, passenger(9, deadline_s=0.9), passenger(10, deadline_s=0.3))
+        begun_s = now_s()
+        with pytest.raises(DeadlineExceeded):
+            await near.future
+        assert now_s() - begun_s == pytest.approx(0.3)
+        with pytest.raises(DeadlineExceeded):
+            await far.future
+        assert now_s() - begun_s == pytest.approx(0.9)
+        road.gate.set()
+        await patient.future
+        assert road.groups[MOST_UNDER_WAY:] == [[8]]
+        await settle()
+        assert is_idle(convoy)
+
+    drive(scenario())
+
+
+def test_waiting_longer_than_our_patience_does_not_keep_the_loop_busy() -> None:
+    async def scenario() -> None:
+        road = Road()
+        road.gate.clear()
+        convoy = road.convoy()
+        for i in range(MOST_UNDER_WAY):
+            board(convoy, passenger(i))
+            await settle()
+        rider = Passenger({"x": rows(7)}, 1, Token(now_s() + 0.1))
+        board(convoy, rider)
+        await asyncio.sleep(1.0)
+        assert convoy._timer is None
+        road.gate.set()
+        await rider.future
+        assert got(rider) == [8]
+
+    drive(scenario())
+
+
+def test_an_answer_after_the_deadline_is_none() -> None:
+    async def scenario() -> None:
+        async def slow(plan: Plan, inputs: Mapping[str, Array], *_: object) -> Answer:
+            asyncio.get_running_loop()._now_s += 1.0  # type: ignore[attr-defined]  # an extension that holds the loop
+            return Answer({"y": Rows(inputs["x"])}, plan, ())
+
+        hurried, patient = board(
+            Convoy(plans_of(PLAN), slow, lambda plan: True), passenger(1, deadline_s=0.5), passenger(2)
+        )
+        await settle()
+        assert heard(hurried) is DeadlineExceeded
+        assert got(patient) == [2]
+
+    drive(scenario())
+
+
+def test_a_group_is_called_back_when_nobody_is_left_in_it_and_not_before() -> None:
+    async def scenario() -> None:
+        road = Road()
+        road.gate.clear()
+        convoy = road.convoy()
+        one, other, late = board(convoy, passenger(1), passenger(2), passenger(3, deadline_s=0.5))
+        await settle()
+        convoy.abandon(one)
+        await settle()
+        assert road.cancelled == 0
+        with pytest.raises(DeadlineExceeded):
+            await late.future
+        convoy.abandon(other)
+        await settle()
+        assert road.cancelled == 1
+        assert is_idle(convoy)
+
+    drive(scenario())
+
+
+def test_a_group_of_which_all_are_late_is_called_back() -> None:
+    async def scenario() -> None:
+        road = Road()
+        road.gate.clear()
+        convoy = road.convoy()
+        riders = board(convoy, passenger(1, deadline_s=0.3), passenger(2, deadline_s=0.5))
+        await asyncio.wait([rider.future for rider in riders])
+        await settle()
+        assert [heard(rider) for rider in riders] == [DeadlineExceeded] * 2
+        assert road.cancelled == 1
+        assert is_idle(convoy)
+
+    drive(scenario())
+
+
+def test_cancelling_the_first_passenger_does_not_cancel_the_others() -> None:
+    async def scenario() -> None:
+        road = Road()
+        road.gate.clear()
+        convoy = road.convoy()
+        riders = [passenger(1), passenger(2)]
+
+        async def ride(rider: Passenger) -> Answer:
+            convoy.join(rider)
+            try:
+                return await rider.future
+            except asyncio.CancelledError:
+                convoy.abandon(rider)
+                raise
+
+        first, second = (asyncio.create_task(ride(rider)) for rider in riders)
+        await settle()
+        first.cancel()
+        await settle()
+        road.gate.set()
+        assert (await second).outputs["y"].values.tolist() == [3]
+        assert first.cancelled()
+
+    drive(scenario())
+
+
+def test_a_call_that_is_cancelled_from_below_leaves_nobody_waiting() -> None:
+    async def scenario() -> None:
+        async def ended(*_: object) -> Answer:
+            await asyncio.sleep(0)
+            raise asyncio.CancelledError
+
+        riders = board(Convoy(plans_of(PLAN), ended, lambda plan: False), passenger(1), passenger(2))
+        await settle()
+        assert [heard(rider) for rider in riders] == [ExtensionUnavailable] * 2
+
+    drive(scenario())
+
+
+def test_who_goes_while_a_failed_group_is_split_is_left_behind() -> None:
+    async def scenario() -> None:
+        riders: list[Passenger] = []
+
+        def error_of(rows: list[float]) -> Exception | None:
+            if len(rows) == 4:
+                convoy.abandon(riders[3])
+            return ExtensionRaised("no") if 1 in rows else None
+
+        road = Road(error_of)
+        convoy = road.convoy()
+        riders += board(convoy, *map(passenger, range(4)))
+        await settle()
+        assert road.groups == [[0, 1, 2, 3], [0, 1], [2], [0], [1]]
+
+    drive(scenario())
+
+
+def test_plans_that_run_at_once_need_no_task() -> None:
+    async def scenario() -> None:
+        road = Road()
+        convoy = road.convoy(at_once=True)
+        riders = board(convoy, passenger(1), passenger(2))
+        before = asyncio.all_tasks()
+        await asyncio.sleep(0)
+        assert [got(rider) for rider in riders] == [[2], [3]]
+        assert asyncio.all_tasks() == before
+
+    drive(scenario())
+
+
+def test_a_plan_that_has_to_wait_after_all_still_brings_its_answer() -> None:
+    async def scenario() -> None:
+        road = Road()
+        road.gate.clear()
+        convoy = road.convoy(at_once=True)
+        riders = board(convoy, passenger(1), passenger(2, deadline_s=0.5))
+        await settle()
+        assert road.groups == [[1, 2]] * 2
+        assert road.under_way == 1
+        with pytest.raises(DeadlineExceeded):
+            await riders[1].future
+        road.gate.set()
+        await riders[0].future
+        assert got(riders[0]) == [2]
+
+    drive(scenario())
+
+
+def test_an_inline_group_that_is_too_large_for_its_extension_is_answered_by_the_deployment() -> None:
+    async def scenario() -> None:
+        small = Card("a", "1", card("a").inputs, card("a").outputs, resources=Resources(max_batch_rows=4))
+        calls = PacedCalls({"a@1": lambda rows: {"y": Produced(rows["x"] + 1)}})
+        observe = lambda extension, n_rows, kilo, took_ms: None  # noqa: E731
+        placed = Placed(Batchers(calls), Placements(), observe)
+        placed.place(small, lambda rows: {"y": Rows(rows["x"] + 1)})
+        dispatcher = Dispatcher(placed, {small.id: small}.get, placed.at_once)
+        convoy = Convoy(plans_of(PLAN), dispatcher.dispatch, placed.at_once)
+        riders = board(convoy, *map(passenger, range(10)))
+        for _ in range(5):
+            await settle()
+        assert [got(rider) for rider in riders] == [[i + 1] for i in range(10)]
+        assert calls.batches
+        assert is_idle(convoy)
+
+    drive(scenario())
+
+
+def test_who_would_be_late_behind_those_that_wait_is_refused_at_once() -> None:
+    async def scenario() -> None:
+        road = Road()
+        convoy = road.convoy()
+        convoy._pace.trip_s, convoy._pace.rows_per_s = 0.2, 10.0
+        road.gate.clear()
+        for i in range(MOST_UNDER_WAY):
+            board(convoy, passenger(i))
+            await settle()
+        board(convoy, passenger(1, 2, 3))
+        refused, kept = board(convoy, passenger(4, deadline_s=0.4), passenger(5, deadline_s=0.6))
+        error = refused.future.exception()
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_s == pytest.approx(0.1)
+        assert not kept.future.done()
+        road.gate.set()
+        await kept.future
+        assert road.groups[MOST_UNDER_WAY:] == [[1, 2, 3, 5]]
+
+    drive(scenario())
+
+
+def test_a_convoy_does_not_take_in_more_than_its_rows() -> None:
+    async def scenario() -> None:
+        road = Road()
+        convoy = road.convoy()
+        full = [passenger(*[0.0] * MOST_ROWS) for _ in range(MOST_WAITING_ROWS // MOST_ROWS)]
+        *_, one_more = board(convoy, *full, passenger(1))
+        assert heard(one_more) is Overloaded
+        await asyncio.wait([rider.future for rider in full])
+        assert all(heard(rider) is None for rider in full)
+        (later,) = board(convoy, passenger(1))
+        await settle()
+        assert got(later) == [2]
+
+    drive(scenario())
+
+
+def test_a_groups_token_is_as_patient_as_its_most_patient_rider() -> None:
+    async def scenario() -> None:
+        road = Road()
+        board(road.convoy(), passenger(1, deadline_s=1.0), passenger(2, deadline_s=3.0))
+        board(road.convoy(), passenger(1, deadline_s=1.0), passenger(2))
+        await settle()
+        hard, soft = road.tokens
+        assert (hard.until_s, hard.hard) == (pytest.approx(3.0), True)
+        assert (soft.until_s, soft.hard) == (FAR_S, False)
+
+    drive(scenario())
+
+
+class Seen(Passenger):
+    """A passenger of whom one can tell whether it is still remembered."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_nothing_is_left_behind_after_many_requests(at_once: bool) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        road = Road(lambda rows: ExtensionRaised("no") if 3 in rows else None)
+        convoy = road.convoy(at_once)
+        seen: weakref.WeakSet[Seen] = weakref.WeakSet()
+        for turn in range(300):
+            riders = board(
+                convoy, *(Seen({"x": rows(i % 9)}, 1, Token(2.0 + i, hard=True)) for i in range(turn % 7 + 1))
+            )
+            seen.update(riders)
+            if turn % 5 == 0:
+                convoy.abandon(riders[0])
+                riders[0].future.cancel()
+            if turn % 11 == 0:
+                await settle()
+        for _ in range(100):
+            await settle()
+        assert is_idle(convoy)
+        assert len(asyncio.all_tasks()) == 1
+        assert [handle for handle in loop._scheduled if not handle.cancelled()] == []  # type: ignore[attr-defined]
+        del riders
+        gc.collect()
+        assert not seen
+
+    drive(scenario())
+
+
+def guarded(*fallbacks: str) -> Step:
+    return step(0, "a", fallbacks=fallbacks)
+
+
+def raising_on_2(rows: dict[str, Array]) -> Mapping[str, Rows]:
+    if 2 in rows["x"]:
+        raise ValueError("a two")
+    return {"y": Rows(rows["x"] + 1)}
+
+
+def adding_100(rows: dict[str, Array]) -> Mapping[str, Rows]:
+    return {"y": Rows(rows["x"] + 100)}
+
+
+@pytest.mark.parametrize("as_alternative", [False, True])
+def test_only_the_guilty_rider_of_a_group_goes_to_the_fallback(as_alternative: bool) -> None:
+    async def scenario() -> None:
+        cards = {c.id: c for c in (card("a"), card("b"))}
+        work = {ExtensionId("a@1"): raising_on_2, ExtensionId("b@1"): adding_100}
+        dispatcher = Dispatcher(Batchers(LocalCalls(work)), cards.get)
+        plans = (
+            (plan_of(step(0, "a")), plan_of(step(0, "b"), id_="other")) if as_alternative else (plan_of(guarded("b")),)
+        )
+        riders = board(Convoy(plans_of(*plans), dispatcher.dispatch, lambda plan: False), *map(passenger, range(5)))
+        await asyncio.wait([rider.future for rider in riders], timeout=10)
+        assert [got(rider) for rider in riders] == [[1], [2], [102], [4], [5]]
+        flags = [rider.future.result().flags for rider in riders]
+        assert flags == [frozenset(), frozenset(), {"fallback"}, frozenset(), frozenset()]
+
+    asyncio.run(scenario())
