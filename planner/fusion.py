@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.errors import BadCard
 from planner.plans import Plan
-from planner.wiring import Group, fused_card, fused_ms, groups_of, parse_group
+from planner.wiring import HOP_MS, Group, fused_card, groups_of, parse_group
 
 MOST_PLANS = 1_000
 SLOTS = 8  # of a window; gateways tell once a slot
@@ -43,11 +43,15 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How often a gateway ran a plan since it last told, and which of its extensions run in the gateway itself."""
+    """How often a gateway ran a plan since it last told, and which of its extensions run in the gateway itself.
+
+    `run_ms` is what a call takes inside an extension, where that is known: the rest of its profile is the way there.
+    """
 
     plan: Plan
     n_runs: int
     inline: frozenset[ExtensionId] = frozenset()
+    run_ms: Mapping[ExtensionId, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +87,23 @@ class RunCounter:
         elif len(self._runs) < MOST_PLANS:
             self._runs[plan.id] = plan, [1]
 
-    def take(self, inline: frozenset[ExtensionId], fused: frozenset[ExtensionId]) -> list[Use]:
-        """What concerns fusion: plans with two steps or more outside the gateway, and those with fused extensions."""
+    def take(
+        self,
+        inline: frozenset[ExtensionId],
+        fused: frozenset[ExtensionId],
+        run_ms: Callable[[ExtensionId], float | None],
+    ) -> list[Use]:
+        """What concerns fusion: plans with two steps or more outside the gateway, and those with fused extensions.
+
+        `run_ms` tells what a call takes inside an extension, if that is known.
+        """
         runs, self._runs = self._runs, {}
         uses = []
         for plan, (n_runs,) in runs.values():
             extensions = plan.extensions()
             if sum(id_ not in inline for id_ in extensions) > 1 or not fused.isdisjoint(extensions):
-                uses.append(Use(plan, n_runs, inline.intersection(extensions)))
+                took = {id_: ms for id_ in extensions if (ms := run_ms(id_)) is not None}
+                uses.append(Use(plan, n_runs, inline.intersection(extensions), took))
         return uses
 
 
@@ -122,18 +135,22 @@ class _Chain:
     """A group that runs part by part, in whichever plans, and how often it does."""
 
     group: Group
-    inline: frozenset[ExtensionId]
+    use: Use
     card: Card
     early: float = 0.0  # runs in the first half of the window
     late: float = 0.0  # and in the second
 
     def saving_ms(self) -> tuple[float, float]:
-        """What fusing saves for one row, and what the chain takes now."""
-        cards, inline = self.group.cards, self.inline
-        now_ms = self.group.path_ms([card.profile.p50_ms(1) for card in cards])
-        there = [card for card in cards if card.id not in inline]
-        here_ms = sum(card.profile.p50_ms(1) for card in cards if card.id in inline)
-        return now_ms - fused_ms(there) - here_ms, now_ms
+        """What fusing saves for one row, and what the chain takes now: of all the ways there and back one is left."""
+        took_ms = [card.profile.p50_ms(1) for card in self.group.cards]
+        ways_ms = [0.0 if card.id in self.use.inline else self._way_ms(card) for card in self.group.cards]
+        now_ms = self.group.path_ms(took_ms)
+        return now_ms - (sum(took_ms) - sum(ways_ms) + max(ways_ms)), now_ms
+
+    def _way_ms(self, card: Card) -> float:
+        took_ms = card.profile.p50_ms(1)
+        inside_ms = self.use.run_ms.get(card.id)
+        return min(took_ms, HOP_MS) if inside_ms is None else max(0.0, took_ms - inside_ms)
 
 
 class Fusion:
@@ -191,7 +208,7 @@ class Fusion:
     def _is_worthwhile(self, chain: _Chain, now_s: float) -> bool:
         if now_s < self._rest_until_s.get(chain.card.id, -math.inf) or not self._is_hot(chain, now_s):
             return False
-        if sum(card.id not in chain.inline for card in chain.group.cards) < 2:
+        if sum(card.id not in chain.use.inline for card in chain.group.cards) < 2:
             return False
         saved_ms, now_ms = chain.saving_ms()
         return saved_ms > 0.0 and saved_ms >= self.rules.min_saving * now_ms
@@ -241,7 +258,7 @@ class Fusion:
             early = sum(n for at_s, n in seen.runs if at_s <= middle_s)
             late = sum(n for at_s, n in seen.runs if at_s > middle_s)
             for group, card in seen.groups_at(catalogue):
-                chain = chains.setdefault(card.id, _Chain(group, seen.use.inline, card))
+                chain = chains.setdefault(card.id, _Chain(group, seen.use, card))
                 chain.early, chain.late = chain.early + early, chain.late + late
         return chains
 

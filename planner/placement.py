@@ -15,6 +15,7 @@ import numpy as np
 from planner.cards import Card, ExtensionId
 
 KINDS = frozenset({"function", "rule", "torch", "sklearn", "mlflow", "fused"})  # whose work is done where they are
+ENOUGH_CALLS = 8  # to say what one takes
 PROVEN_CALLS = 50
 PROVEN_S = 3.0  # since the first call
 MOST_RUN_MS = 1.0  # median of a call, from the outside of its code
@@ -74,6 +75,13 @@ class Placements:
         if record is None or record.n_calls < PROVEN_CALLS or now_s - record.first_s < PROVEN_S:
             return False
         return float(np.median(record.ran_ms)) <= MOST_RUN_MS
+
+    def run_ms(self, extension: ExtensionId) -> float | None:
+        """The median of the last calls, from the outside of its code; None where too few are known."""
+        record = self._records.get(extension)
+        if record is None or len(record.ran_ms) < ENOUGH_CALLS:
+            return None
+        return float(np.median(record.ran_ms))
 
     def keep_only(self, extensions: frozenset[ExtensionId]) -> None:
         """Forgets extensions that are gone."""

@@ -23,7 +23,7 @@ from planner.plans import REQUEST, Binding, Plan, Source, Step, StepId
 from planner.progress import needs
 
 FUSED = "fused:"  # begins the source of a fused extension
-HOP_MS = 1.0  # the way to a deployment and back takes at least this; 1.4 ms were measured on two cores
+HOP_MS = 1.0  # the way to a deployment and back, where it was not measured; 1.4 ms on two idle cores
 MOST_PARTS = 8
 _APART = frozenset({"remote", "human", "fused"})  # kinds whose work is done elsewhere, or that have parts themselves
 _KEPT = ("name", "version", "inputs", "outputs", "kind", "source", "options")  # of a part's card: what loading needs
@@ -123,7 +123,7 @@ def fused_card(group: Group) -> Card:
         source=FUSED + "+".join(names),
         options=options,
         cost=predicted.cost,
-        profile=LatencyProfile(fused_ms(cards)),
+        profile=LatencyProfile(HOP_MS + sum(max(0.0, card.profile.p50_ms(1) - HOP_MS) for card in cards)),
         accuracy=Accuracy(predicted.accuracy, min(card.accuracy.n_rows for card in cards)),
         confidence_threshold=cards[-1].confidence_threshold,
         may_see=frozenset.intersection(*seen) if seen else None,
@@ -133,11 +133,6 @@ def fused_card(group: Group) -> Card:
         cache=_strictest(cards),
         resources=_resources([card.resources for card in cards]),
     )
-
-
-def fused_ms(cards: Sequence[Card]) -> float:
-    """What one row should take in one deployment: one way there and back, and the work of all parts in turn."""
-    return HOP_MS + sum(max(0.0, card.profile.p50_ms(1) - HOP_MS) for card in cards)
 
 
 def options_of(group: Group) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Engine:
     def uses(self) -> list[Use]:
         """What ran since the last call, as far as it concerns the fusing of extensions."""
         fused = frozenset(id_ for id_, card in self._catalogue.cards.items() if card.kind == "fused")
-        return self._runs.take(self.placed.inline(), fused)
+        return self._runs.take(self.placed.inline(), fused, self.placements.run_ms)
 
     async def infer(self, request: InferRequest) -> InferAnswer:
         """Plans and runs one request. Raises FenixError subclasses only; cancelling the task cancels the work."""

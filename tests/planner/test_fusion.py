@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from planner.cards import Card, ChainRule, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue, Change
+from planner.features import Feature, Port
 from planner.fusion import Fuse, Fusion, Retire, Rules, RunCounter, Use
-from planner.plans import Plan
+from planner.plans import REQUEST, Plan
 from planner.wiring import fused_card, groups_of
-from tests.planner.doubles import card, plan_of, step
+from tests.planner.doubles import bind, card, plan_of, step
 
 RULES = Rules(min_per_s=5.0, window_s=60.0, unused_s=600.0, rest_s=900.0)
 TICK_S = 5.0
@@ -113,6 +114,24 @@ def test_a_chain_that_runs_in_the_gateway_is_not_fused() -> None:
 def test_hops_that_are_a_small_part_of_the_time_are_not_saved() -> None:
     slow = Catalogue.of(part.but(profile=LatencyProfile(40.0)) for part in PARTS)
     assert World(slow).run(300.0) == []
+
+
+def test_ways_that_turn_out_to_be_long_are_saved() -> None:
+    slow = Catalogue.of(part.but(profile=LatencyProfile(40.0)) for part in PARTS)
+    (decision,) = World(slow).run(65.0, run_ms=dict.fromkeys([part.id for part in PARTS], 10.0))
+    assert "50% of 120.0 ms saved" in decision.why
+    assert World(slow).run(65.0, run_ms=dict.fromkeys([part.id for part in PARTS], 39.0)) == []
+
+
+def test_branches_that_run_at_the_same_time_are_not_fused_when_one_after_the_other_takes_longer() -> None:
+    x = bind("x", (REQUEST, "x"))
+    last = step(3, "d", bind("x", (0, "y")), bind("x", (1, "y")), bind("x", (2, "y")))
+    fan = plan_of(step(0, "a", x), step(1, "b", x), step(2, "c", x), last)
+    joined = PARTS[3].but(inputs=(Port("x", Feature("number"), many=3),))
+    for inside_ms, decided in ((9.0, 0), (0.5, 1)):
+        cards = [part.but(profile=LatencyProfile(10.0)) for part in (*PARTS[:3], joined)]
+        run_ms = dict.fromkeys([card.id for card in cards], inside_ms)
+        assert len(World(Catalogue.of(cards)).run(65.0, fan, run_ms=run_ms)) == decided
 
 
 def test_no_more_are_fused_than_allowed() -> None:
@@ -233,8 +252,9 @@ def test_a_gateway_tells_what_concerns_fusion_and_begins_anew() -> None:
     for plan in (CHAIN, CHAIN, alone, FUSED_PLAN):
         counter.ran(plan)
     inline = frozenset({PARTS[0].id})
-    uses = counter.take(inline, frozenset({FUSED.id}))
-    assert uses == [Use(CHAIN, 2, inline), Use(FUSED_PLAN, 1)]
-    assert counter.take(inline, frozenset()) == []
+    took = {PARTS[1].id: 0.25}
+    uses = counter.take(inline, frozenset({FUSED.id}), took.get)
+    assert uses == [Use(CHAIN, 2, inline, took), Use(FUSED_PLAN, 1)]
+    assert counter.take(inline, frozenset(), took.get) == []
     counter.ran(CHAIN)
-    assert counter.take(frozenset(part.id for part in PARTS[:2]), frozenset()) == []
+    assert counter.take(frozenset(part.id for part in PARTS[:2]), frozenset(), took.get) == []
