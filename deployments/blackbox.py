@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 
@@ -25,14 +26,16 @@ _MEMORY_S = 86_400.0
 class BlackBox:
     """One process's box. `enter` and `leave` enclose whatever may take the process down; they do not nest."""
 
-    def __init__(self, folder: Path) -> None:
-        """Makes a box in `folder`, which the processes share."""
+    def __init__(self, folder: Path, hung_after_s: float = HUNG_AFTER_S) -> None:
+        """Makes a box in `folder`, which the processes share. What does not come back within `hung_after_s` ends the
+        process with HUNG_STATUS."""
         folder.mkdir(parents=True, exist_ok=True)
         started_s = int(psutil.Process().create_time())
         self._path = folder / f"{os.getpid()}-{started_s}.box"
         self._path.write_bytes(b"\0" * _SIZE)
         with self._path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), _SIZE)
+        self._hung_after_s = hung_after_s
         self._entered_s: float | None = None
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="black-box", daemon=True).start()
@@ -53,9 +56,9 @@ class BlackBox:
         self._path.unlink(missing_ok=True)
 
     def _watch(self) -> None:
-        while not self._closed.wait(1.0):
+        while not self._closed.wait(min(1.0, self._hung_after_s / 4)):
             entered_s = self._entered_s
-            if entered_s is not None and perf_counter() - entered_s > HUNG_AFTER_S:
+            if entered_s is not None and perf_counter() - entered_s > self._hung_after_s:
                 os._exit(HUNG_STATUS)  # it holds the loop: nothing gentler would be heard
 
 
@@ -74,16 +77,22 @@ def suspects(folder: Path, now_s: float) -> dict[ExtensionId, float]:
         pid, _, started_s = path.stem.partition("-")
         if _runs(int(pid), int(started_s)):
             continue
-        note = path.read_bytes().rstrip(b"\0")
-        path.unlink(missing_ok=True)
+        try:
+            note = path.read_bytes().rstrip(b"\0")
+            path.unlink()
+        except FileNotFoundError:  # another process that starts just now has seen to it
+            continue
         if note and note[0]:
-            with (folder / f"{note.decode()}.deaths").open("a") as deaths:
-                deaths.write(f"{now_s}\n")
+            with (folder / f"{sha256(note).hexdigest()}.deaths").open("a") as deaths:  # an id may be too long a name
+                deaths.write(f"{now_s} {note.decode()}\n")
     found = {}
     for path in folder.glob("*.deaths"):
-        times_s = [time_s for line in path.read_text().split() if now_s - (time_s := float(line)) < _MEMORY_S]
+        died = [line.split() for line in path.read_text().splitlines()]
+        times_s = [float(time_s) for time_s, _ in died if now_s - float(time_s) < _MEMORY_S]
+        if not died:  # it is being written just now
+            continue
         if times_s:
-            found[ExtensionId(path.stem)] = max(0.0, times_s[-1] + 60.0 * 4 ** (len(times_s) - 1) - now_s)
+            found[ExtensionId(died[0][1])] = max(0.0, times_s[-1] + 60.0 * 4 ** (len(times_s) - 1) - now_s)
         else:
             path.unlink(missing_ok=True)
     return found
@@ -91,6 +100,7 @@ def suspects(folder: Path, now_s: float) -> dict[ExtensionId, float]:
 
 def _runs(pid: int, started_s: int) -> bool:
     try:
-        return int(psutil.Process(pid).create_time()) == started_s
+        # Processes disagree by a second on when one of them began, where the system's clock was set in between.
+        return abs(int(psutil.Process(pid).create_time()) - started_s) <= 2
     except psutil.NoSuchProcess:
         return False
