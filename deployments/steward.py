@@ -118,6 +118,8 @@ class StewardActor:
     catalogue."""
 
     def __init__(self, installation: Installation) -> None:
+        _log.setLevel(logging.INFO)  # in an actor nobody else sets logging up, and what it does is seldom
+        _log.addHandler(logging.StreamHandler())
         self._installation = installation
         self._catalogue = Catalogue()
         self._changed = asyncio.Condition()
