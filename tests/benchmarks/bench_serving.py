@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -239,6 +240,7 @@ def main() -> None:
     parser.add_argument("--venvs", type=Path, help="folder with a virtual environment for each peer, and for granian")
     parser.add_argument("--strict", action="store_true", help="a missed term is the exit status")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended first
     subjects = _subjects(chosen)
     results = measure(subjects, chosen)
     show(results, subjects, chosen)
