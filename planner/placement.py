@@ -19,7 +19,8 @@ ENOUGH_CALLS = 8  # to say what one takes
 PROVEN_CALLS = 50
 PROVEN_S = 3.0  # since the first call
 MOST_RUN_MS = 1.0  # median of a call, from the outside of its code
-LONG_RUN_MS = 50.0  # a single call that takes this long inline ends it
+LONG_RUN_MS = 50.0  # of one call: a few of them so close together that it was not the machine end it
+MOST_LONG, LONG_WITHIN = 3, 300  # calls
 REST_S = 300.0  # how long an extension that failed or was slow has to prove itself elsewhere again
 _WINDOW = 256
 
@@ -31,6 +32,7 @@ class _Record:
     first_s: float
     n_calls: int = 0
     ran_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    long: deque[int] = field(default_factory=lambda: deque(maxlen=MOST_LONG))  # numbers of the last long calls
     barred_until_s: float = 0.0
 
 
@@ -55,7 +57,9 @@ class Placements:
         record.n_calls += 1
         record.ran_ms.append(ran_ms)
         if ran_ms > LONG_RUN_MS and record.n_calls > 3:  # the first ones load libraries
-            self.bar(extension, now_s)
+            record.long.append(record.n_calls)
+            if len(record.long) == MOST_LONG and record.n_calls - record.long[0] < LONG_WITHIN:
+                self.bar(extension, now_s)
 
     def failed(self, extension: ExtensionId, now_s: float) -> None:
         """A call failed by the extension's own fault."""
