@@ -139,6 +139,10 @@ class Engine:
     def _route(self, target: _Target, request: InferRequest) -> Route:
         inputs = request.inputs
         _check_inputs(inputs, target.inputs)
+        if target.card is not None and len(inputs) < len(target.inputs):
+            names = [port.name for port in target.inputs]
+            missing = next(name for name in names if name not in inputs)
+            raise BadInput(f"input {missing!r} is missing.", hint=f"{target.model} takes {', '.join(names)}.")
         plans = self._plan(target, inputs)
         terms = target.terms
         shapes = tuple([(name, inputs[name].shape[1:]) for name in sorted(inputs)])
