@@ -46,52 +46,65 @@ class Reply(Protocol):
         """Sends an error instead."""
 
 
+# An input: name, types of its numbers in JSON, dtype, whole shape, and the largest number of a floating point dtype.
+_Tensor = tuple[str, frozenset[type], np.dtype[Any], tuple[int, ...], float]
+
+
 class Kind:
     """Requests that differ in nothing but their numbers and their id."""
 
-    __slots__ = ("_answer", "_confidence", "_head", "_middle", "_outputs", "_tail", "route", "tensors")
+    __slots__ = ("_head", "_words", "route", "tensors")
 
-    def __init__(self, route: Route, tensors: tuple[tuple[str, frozenset[type], np.dtype[Any], tuple[int, ...]], ...]):
-        """`tensors`: name, types of its numbers in JSON, dtype and whole shape of every input."""
+    def __init__(self, route: Route, tensors: tuple[_Tensor, ...], words: _Words):
         self.route = route
         self.tensors = tensors
+        self._words = words
         self._head = b'{"model_name":%s,"model_version":%s,' % (orjson.dumps(route.model), orjson.dumps(route.version))
-        self._answer: Answer | None = None
 
     def encode(self, answer: Answer, start: int, stop: int, id: str) -> bytes:
         """The body of the answer for rows `start` to `stop`, as `codec.encode_answer` would write it."""
-        if answer is not self._answer:
-            self._prepare(answer)
+        words = self._words
+        if answer is not words.answer:
+            words.prepare(answer)
         parts = [self._head]
         if id:
             parts += [b'"id":', orjson.dumps(id), b","]
-        parts += [self._middle, b"%032x" % getrandbits(128)]
-        if self._confidence is not None:
-            sure = self._confidence[start] if stop - start == 1 else self._confidence[start:stop].min()
+        parts += [words.middle, b"%032x" % getrandbits(128)]
+        if words.confidence is not None:
+            sure = words.confidence[start] if stop - start == 1 else words.confidence[start:stop].min()
             parts += [b'","confidence":', orjson.dumps(float(sure))]
-            parts.append(self._tail)
+            parts.append(words.tail)
         else:
-            parts += [b'"', self._tail]
+            parts += [b'"', words.tail]
         n_rows = stop - start
-        for label, values, shape in self._outputs:
+        for name, label, values, shape in words.outputs:
             parts.append(label % n_rows)
             parts.append(shape)
             rows = values[start:stop]
             if rows.dtype.hasobject:
-                parts.append(orjson.dumps(json_data("", "BYTES", rows)))
+                parts.append(orjson.dumps(json_data(name, "BYTES", rows)))
             else:
                 parts.append(orjson.dumps(rows.ravel(), option=orjson.OPT_SERIALIZE_NUMPY))
             parts.append(b"},")
         parts[-1] = b"}]}"
         return b"".join(parts)
 
-    def _prepare(self, answer: Answer) -> None:
-        """What is the same for all requests of a group."""
-        self._middle = b'"parameters":{"plan":%s,"trace_id":"' % orjson.dumps(answer.plan.id)
+
+class _Words:
+    """What is the same for all requests of a group, written out. One for all kinds, as groups are told one by one."""
+
+    __slots__ = ("answer", "confidence", "middle", "outputs", "tail")
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None  # whose words these are
+
+    def prepare(self, answer: Answer) -> None:
+        self.answer = None  # what follows may raise halfway
+        self.middle = b'"parameters":{"plan":%s,"trace_id":"' % orjson.dumps(answer.plan.id)
         given = [rows.confidence for rows in answer.outputs.values() if rows.confidence is not None]
-        self._confidence: Array | None = np.minimum.reduce(given) if given else None
-        self._tail = b',"flags":%s},"outputs":[' % orjson.dumps(",".join(sorted(answer.flags)))
-        self._outputs: list[tuple[bytes, Array, bytes]] = []
+        self.confidence: Array | None = np.minimum.reduce(given) if given else None
+        self.tail = b',"flags":%s},"outputs":[' % orjson.dumps(",".join(sorted(answer.flags)))
+        self.outputs: list[tuple[str, bytes, Array, bytes]] = []
         for name, values in output_arrays(answer.outputs).items():
             if values.dtype == np.float16:
                 json_data(name, "FP16", values)  # raises
@@ -100,8 +113,8 @@ class Kind:
                 datatype_of(values).encode(),
             )
             shape = "".join(f",{size}" for size in values.shape[1:]).encode() + b'],"data":'
-            self._outputs.append((label, values, shape))
-        self._answer = answer
+            self.outputs.append((name, label, values, shape))
+        self.answer = answer
 
 
 class Ride(Rider):
@@ -150,7 +163,8 @@ class Express:
         self._engine = engine
         self._limits = limits
         self._load = load
-        self._kinds: dict[Any, Kind | None] = {}
+        self._kinds: dict[Any, Kind] = {}
+        self._words = _Words()
         self._time_s: Callable[[], float] = asyncio.get_running_loop().time
 
     def take(self, target: tuple[str, str], body: bytes, reply: Reply) -> Ride | None:
@@ -164,7 +178,7 @@ class Express:
             if "parameters" in document:
                 said.append(orjson.dumps(document["parameters"], option=orjson.OPT_SORT_KEYS))
             for tensor in tensors:
-                if len(tensor) != 4:
+                if len(tensor) != 4 or tensor["datatype"] not in _ALLOWED:
                     return None
                 said += (tensor["name"], tensor["datatype"], *tensor["shape"])
                 if not set(map(type, tensor["shape"])) <= _WHOLE:
@@ -176,15 +190,14 @@ class Express:
                 if kind is None:
                     return None
             inputs = {}
-            for tensor, (name, allowed, dtype, shape) in zip(tensors, kind.tensors, strict=True):
+            for tensor, (name, allowed, dtype, shape, most) in zip(tensors, kind.tensors, strict=True):
                 data = tensor["data"]
                 if type(data) is not list or not set(map(type, data)) <= allowed:
                     return None
-                values = np.array(data, dtype)
                 # Cheaper than looking at each number; a square too large for its type only takes the usual way.
-                if dtype.kind == "f" and not math.isfinite(values.dot(values)):
+                if most and not math.hypot(*data) <= most:
                     return None
-                inputs[name] = values.reshape(shape)
+                inputs[name] = np.array(data, dtype).reshape(shape)
             id = document.get("id", "")
             if type(id) is not str or len(id) > MAX_ID_CHARS or self._load.full():
                 return None
@@ -209,8 +222,9 @@ class Express:
             allowed = _ALLOWED.get(datatype_of(values))
             if allowed is None:
                 return None
-            tensors.append((name, allowed, values.dtype, values.shape))
+            most = float(np.finfo(values.dtype).max) if values.dtype.kind == "f" else 0.0
+            tensors.append((name, allowed, values.dtype, values.shape, most))
         if len(self._kinds) >= MOST_KINDS:
             self._kinds.clear()
-        kind = self._kinds[key] = Kind(route, tuple(tensors))
+        kind = self._kinds[key] = Kind(route, tuple(tensors), self._words)
         return kind
