@@ -13,7 +13,7 @@ from deployments.gateway.codec import encode_error
 from deployments.gateway.express import MOST_BYTES, Express, Ride
 from deployments.gateway.http import error_headers, target_of
 from deployments.gateway.limits import Limits
-from planner.errors import FenixError
+from planner.errors import FenixError, Overloaded
 
 # Headers that change what a body means, or how it has to be answered: such requests take the usual way.
 _PARTICULAR = frozenset(
@@ -46,6 +46,12 @@ class Fare:
     def set(self) -> None:
         if not self.response_complete and self.ride is not None:
             self.ride.leave()
+
+    def stop(self) -> None:
+        """The server waits no longer."""
+        if not self.response_complete:
+            self.set()
+            self.refuse(Overloaded("the gateway is stopping.", hint="Retry."))
 
     def answer(self, body: bytes) -> None:
         self._send(_OK, b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body), body)
@@ -93,6 +99,7 @@ class Connection(HttpToolsProtocol):
         self._began_s = self._heard_s = self.loop.time()
         self._header_bytes = self._body_bytes = self._unsent_bytes = self._stuck_ticks = 0
         self._tick = self.loop.call_later(self.limits.read_timeout_s / 2, self._look)
+        self._fare: Fare | None = None  # the last request on the express
         self._held: bytes | None = None  # the body so far of a request that may go on the express
         self._most_held = min(MOST_BYTES, self.limits.max_body_bytes)
         self._ordinary = True  # no header so far speaks against it
@@ -107,7 +114,18 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._tick.cancel()
+        if self._fare is not None and not self._fare.response_complete:  # others may be in line behind it
+            self._fare.disconnected = True
+            self._fare.set()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        if self._held is not None:
+            self._release()
+        super().shutdown()
+        grace_s = self.config.timeout_graceful_shutdown
+        if grace_s is not None and self._fare is not None and not self._fare.response_complete:
+            self.loop.call_later(grace_s, self._fare.stop)
 
     def data_received(self, data: bytes) -> None:
         in_headers = self._phase == "headers"
@@ -140,6 +158,7 @@ class Connection(HttpToolsProtocol):
             self._ordinary
             and self.url.endswith(b"/infer")
             and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused  # the usual way waits for a client that does not take its answers
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
         ):
@@ -166,6 +185,7 @@ class Connection(HttpToolsProtocol):
                 fare.ride = self.express.take(target, self._held, fare)
                 if fare.ride is not None:
                     self._held = None
+                    self._fare = fare
                     self.cycle = fare  # type: ignore[assignment]
                     return
             self._release()
