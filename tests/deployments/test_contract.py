@@ -29,6 +29,7 @@ EXCLUDED = {
     "SklearnExtension": "needs a saved model: tests/deployments/kinds/test_sklearn.py",
     "MlflowExtension": "needs a saved model: tests/deployments/kinds/test_mlflow.py",
     "RemoteExtension": "needs another server: tests/deployments/kinds/test_remote.py",
+    "FusedExtension": "needs its parts: tests/deployments/kinds/test_fused.py",
 }
 
 
