@@ -40,6 +40,7 @@ class InlineHost:
         *,
         mlflow_uri: str,
         cache_dir: str,
+        every_s: float = EVERY_S,
     ) -> None:
         self._placed = placed
         self._placements = placements
@@ -47,6 +48,7 @@ class InlineHost:
         self._catalogue = catalogue
         self._mlflow_uri = mlflow_uri
         self._cache_dir = cache_dir
+        self._every_s = every_s
         self._hosted: dict[ExtensionId, Extension] = {}
         folder = Path(cache_dir) / "inline"
         self._box = BlackBox(folder)
@@ -58,10 +60,11 @@ class InlineHost:
     async def tend(self) -> None:
         """Follows the decisions, for ever."""
         while True:
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(self._every_s)
             cards = self._catalogue().cards
             wanted = [card for card in cards.values() if self._placements.inline(card, perf_counter())]
-            ids = {card.id for card in wanted}
+            # One that was removed and came back in between is no longer placed: it may be another by now.
+            ids = {card.id for card in wanted} & self._placed.inline()
             for extension in [id_ for id_ in self._hosted if id_ not in ids]:
                 await self._let_go(extension)
             for card in wanted:
@@ -69,18 +72,21 @@ class InlineHost:
                     await self._take_in(card)
 
     async def _take_in(self, card: Card) -> None:
+        hosted: Extension | None = None
         try:
             hosted = await asyncio.to_thread(self._load, card)
             await self._compare(card, hosted)
-        except FenixError as error:
-            _log.warning("%s stays in its own deployment: %s", card.id, error.text())
+        except Exception as error:
+            if isinstance(error, FenixError):
+                _log.warning("%s stays in its own deployment: %s", card.id, error.text())
+            else:
+                _log.exception("%s stays in its own deployment", card.id)
             self._placements.bar(card.id, perf_counter())
-            return
-        except Exception:
-            _log.exception("%s stays in its own deployment", card.id)
-            self._placements.bar(card.id, perf_counter())
+            if hosted is not None:
+                await self._close(card.id, hosted)
             return
         if card.id not in self._catalogue().cards:
+            await self._close(card.id, hosted)
             return
         self._hosted[card.id] = hosted
         self._placed.place(card, self._function(card.id, hosted))
@@ -90,6 +96,9 @@ class InlineHost:
         self._placed.displace(extension)
         hosted = self._hosted.pop(extension)
         _log.info("%s runs in its own deployment", extension)
+        await self._close(extension, hosted)
+
+    async def _close(self, extension: ExtensionId, hosted: Extension) -> None:
         try:
             await asyncio.to_thread(hosted.close)
         except Exception:
@@ -106,14 +115,11 @@ class InlineHost:
         there = await self._calls.infer(card.id, {name: [values] for name, values in rows.items()}, 60.0)
         here = await asyncio.to_thread(execute, hosted, rows)
         for name, made in here.items():
-            other = await local(there.outputs[name].values)
-            same = made.values.shape == other.shape and made.values.dtype == other.dtype
-            if same and made.values.dtype.kind == "f":
-                same = np.allclose(made.values, other, rtol=1e-4, atol=1e-5, equal_nan=True)
-            elif same:
-                same = bool((made.values == other).all())
-            if not same:
+            other = there.outputs[name]
+            if not _same(made.values, await local(other.values)):
                 raise ValueError(f"output {name!r} of {card.id} differs from that of its deployment")
+            if not _same(made.confidence, other.confidence):
+                raise ValueError(f"the confidence of {card.id} differs from that of its deployment")
 
     def _function(self, extension: ExtensionId, hosted: Extension) -> Function:
         box, note = self._box, note_of(extension)
@@ -132,3 +138,14 @@ class InlineHost:
         for extension in list(self._hosted):
             await self._let_go(extension)
         self._box.close()
+
+
+def _same(here: Array | None, there: Array | None) -> bool:
+    """Whether both are the same, floats but for rounding."""
+    if here is None or there is None:
+        return here is there
+    if here.shape != there.shape or here.dtype != there.dtype:
+        return False
+    if here.dtype.kind == "f":
+        return np.allclose(here, there, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return bool((here == there).all())
