@@ -121,7 +121,13 @@ class _Deployed:
             raise ExtensionUnavailable(f"{id_} failed too often and is let alone for a while.", hint="Send it again.")
         try:
             done = await self._batcher.submit(inputs, n_rows, token, until_s)
-        except (ExtensionRaised, ExtensionBroken, ExtensionUnavailable):
+        except (ExtensionRaised, ExtensionBroken):
+            # Whoever sends rows that it cannot bear must not take it away from the others.
+            now_s = perf_counter()
+            self._breakers.abandoned(id_, now_s, (now_s - begun_s) * 1e3)
+            self._placements.failed(id_, now_s)
+            raise
+        except ExtensionUnavailable:
             now_s = perf_counter()
             self._breakers.failed(id_, now_s, (now_s - begun_s) * 1e3)
             self._placements.failed(id_, now_s)

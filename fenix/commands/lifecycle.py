@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,8 +149,12 @@ def _watch(settings: Settings, replicas: bool, output: Format) -> None:
                 screen = stack.enter_context(Screen(console=console, screen=True, auto_refresh=False))
             if replicas and lifecycle.status(settings).state == "up":
                 stack.enter_context(lifecycle.connected(lifecycle.running_settings(settings)))
+            # Ctrl-C is taken between two looks: in the middle of a call to Ray it may get lost.
+            stopped = threading.Event()
+            before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
+            stack.callback(signal.signal, signal.SIGINT, before)
             looks, report = 0, None
-            while True:
+            while not stopped.is_set():
                 report = _report(settings, replicas, None if looks % LOOKS_A_REPORT == 0 else report)
                 if screen is not None:
                     screen.update(Group(*_shown(report)), refresh=True)
@@ -158,7 +163,7 @@ def _watch(settings: Settings, replicas: bool, output: Format) -> None:
                 else:
                     emit(report.data(), output, lambda shown=report: [*_shown(shown), ""])  # type: ignore[misc]
                 looks += 1
-                time.sleep(WATCH_S)
+                stopped.wait(WATCH_S)
         except KeyboardInterrupt:
             return
 
