@@ -188,6 +188,9 @@ class Fusion:
         for card in fused.values():
             retire = self._retired(card, catalogue, chains, now_s)
             if retire is not None:
+                # What has just gone must show again that it is worth the way back.
+                rest_s = now_s + self.rules.window_s / 2
+                self._rest_until_s[card.id] = max(rest_s, self._rest_until_s.get(card.id, rest_s))
                 return retire
         if len(fused) >= self.rules.most:
             return None
