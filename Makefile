@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 # Installed from the lock of this content; another lock or another package layout installs again.
 STAMP := .venv/installed
+# Python keeps what it compiled: otherwise every process compiles Ray anew, which takes 4 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo up down test bench soak lint lock install
 .DEFAULT_GOAL := demo

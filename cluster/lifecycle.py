@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 Install = Callable[["Installation", Report], None]
 
-NAMESPACE = "fenix"
 SERVICES_TIMEOUT_S = 90.0
 # Sockets have paths of at most 107 bytes, and Ray adds up to 73 for its session and socket names.
 _LONGEST_TEMP_DIR = 107 - 73
@@ -245,6 +244,8 @@ def connected(settings: Settings) -> Iterator[None]:
     flags.apply(settings)
     import ray
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    from deployments.actors import NAMESPACE
 
     if ray.is_initialized():
         yield

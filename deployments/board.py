@@ -18,15 +18,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-import ray
-
+from deployments.actors import ActorHandle, start_actor
 from planner.breakers import Standing
 from planner.cards import ExtensionId
 from planner.envelopes import Envelope, merged
 from planner.errors import ClusterDown, FenixError
 
 ACTOR_NAME = "fenix-board"
-NAMESPACE = "fenix"  # that of the catalogue actor too; importing it here would bring SQLAlchemy into every replica
 MOST_REPLICAS = 10_000
 MOST_GATEWAYS = 1_000
 WATCH_S = 20.0
@@ -220,15 +218,7 @@ _METHODS = frozenset({"publish", "withdraw", "report", "snapshot", "since"})
 
 def start_board() -> None:
     """Starts the actor, or leaves the one that runs. It outlives this process and restarts when it dies."""
-    ray.remote(BoardActor).options(
-        name=ACTOR_NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        num_cpus=0,
-        max_restarts=-1,
-        max_concurrency=10_000,
-    ).remote()
+    start_actor(BoardActor, ACTOR_NAME, max_concurrency=MOST_REPLICAS)
 
 
 class BoardClient:
@@ -239,7 +229,7 @@ class BoardClient:
 
     def __init__(self, timeout_s: float = 2.0) -> None:
         self._timeout_s = timeout_s
-        self._actor: Any = None
+        self._actor = ActorHandle(ACTOR_NAME, "the board")
 
     async def publish(self, envelope: Envelope, ttl_s: float) -> None:
         """See `Board.publish`."""
@@ -264,16 +254,7 @@ class BoardClient:
         return news
 
     async def _call(self, method: str, *arguments: Any, wait_s: float = 0.0) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout_s + wait_s):
-                if self._actor is None:  # on a thread: it asks Ray's head, and blocks while that is away
-                    self._actor = await asyncio.to_thread(ray.get_actor, ACTOR_NAME, NAMESPACE)
-                reply = await self._actor.call.remote(method, arguments)
-        except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
-            self._actor = None
-            raise ClusterDown(
-                f"the board does not answer ({type(error).__name__}).", hint="Look at `fenix status`."
-            ) from None
+        reply = await self._actor.call("call", method, arguments, timeout_s=self._timeout_s + wait_s)
         if isinstance(reply, FenixError):
             raise reply
         return reply

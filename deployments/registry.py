@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-import ray
-
+from deployments.actors import ActorHandle, start_actor
 from planner.cards import Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue, Change
 from planner.catalogue_store import CatalogueStore, SqlCatalogueStore
@@ -22,7 +21,6 @@ from planner.errors import ClusterDown, Conflict, FenixError, NotFound, StoreUna
 from planner.goals import Goal
 
 ACTOR_NAME = "fenix-catalogue"
-NAMESPACE = "fenix"
 KEPT_CHANGES = 1_000  # a follower further behind gets the whole catalogue
 WATCH_S = 20.0
 
@@ -156,7 +154,7 @@ class RegistryClient:
 
     def __init__(self, timeout_s: float = 30.0) -> None:
         self._timeout_s = timeout_s
-        self._actor: Any = None
+        self._actor = ActorHandle(ACTOR_NAME, "the catalogue")
 
     async def put(self, cards: Sequence[Card], goals: Sequence[Goal] = (), replace: bool = False) -> int:
         """See `Registry.put`."""
@@ -195,17 +193,11 @@ class RegistryClient:
         pause_s = 0.05
         while True:
             try:
-                if self._actor is None:
-                    self._actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
-                async with asyncio.timeout_at(until_s):
-                    reply = await self._actor.call.remote(method, arguments)
+                reply = await self._actor.call("call", method, arguments, timeout_s=until_s - loop.time())
                 break
-            except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
-                self._actor = None
+            except ClusterDown:
                 if loop.time() + pause_s > until_s:
-                    raise ClusterDown(
-                        f"the catalogue does not answer ({type(error).__name__}).", hint="Look at `fenix status`."
-                    ) from None
+                    raise
             await asyncio.sleep(pause_s)
             pause_s = min(1.0, pause_s * 2)
         if isinstance(reply, FenixError):
@@ -215,15 +207,7 @@ class RegistryClient:
 
 def start_catalogue(database_url: str) -> None:
     """Starts the actor, or leaves the one that runs. It outlives this process and restarts when it dies."""
-    ray.remote(CatalogueActor).options(
-        name=ACTOR_NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        num_cpus=0,
-        max_restarts=-1,
-        max_concurrency=1_000,
-    ).remote(database_url)
+    start_actor(CatalogueActor, ACTOR_NAME, database_url)
 
 
 class CatalogueFollower:

@@ -14,17 +14,17 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import ray
 from ray import serve
 
+from deployments.actors import ActorHandle, start_actor
 from deployments.applications import Installation, delete
 from deployments.deployer import deploying, removing
-from deployments.registry import NAMESPACE, CatalogueFollower, RegistryClient
+from deployments.registry import CatalogueFollower, RegistryClient
 from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
-from planner.errors import ClusterDown, FenixError
+from planner.errors import FenixError
 from planner.fusion import Fuse, Fusion, Retire, Rules, Use
 
 ACTOR_NAME = "fenix-steward"
@@ -188,17 +188,8 @@ class StewardActor:
 def start_steward(installation: Installation) -> None:
     """Starts the actor, or leaves the one that runs; none where nothing is to be fused. It outlives this process and
     restarts when it dies."""
-    if installation.fusion is None:
-        return
-    ray.remote(StewardActor).options(
-        name=ACTOR_NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        num_cpus=0,
-        max_restarts=-1,
-        max_concurrency=1_000,
-    ).remote(installation)
+    if installation.fusion is not None:
+        start_actor(StewardActor, ACTOR_NAME, installation)
 
 
 class StewardClient:
@@ -206,25 +197,13 @@ class StewardClient:
 
     def __init__(self, timeout_s: float = 2.0) -> None:
         self._timeout_s = timeout_s
-        self._actor: Any = None
+        self._actor = ActorHandle(ACTOR_NAME, "the steward")
 
     async def report(self, uses: Sequence[Use]) -> float:
         """See `Steward.report`."""
-        return float(await self._call("report", list(uses)))
+        return float(await self._actor.call("report", list(uses), timeout_s=self._timeout_s))
 
     async def deeds(self) -> tuple[Deed, ...]:
         """See `Steward.deeds`."""
-        deeds: tuple[Deed, ...] = await self._call("deeds")
+        deeds: tuple[Deed, ...] = await self._actor.call("deeds", timeout_s=self._timeout_s)
         return deeds
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                if self._actor is None:  # on a thread: it asks Ray's head, and blocks while that is away
-                    self._actor = await asyncio.to_thread(ray.get_actor, ACTOR_NAME, NAMESPACE)
-                return await getattr(self._actor, method).remote(*arguments)
-        except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
-            self._actor = None
-            raise ClusterDown(
-                f"the steward does not answer ({type(error).__name__}).", hint="Look at `fenix status`."
-            ) from None

@@ -61,7 +61,10 @@ class Placed:
 
     def of(self, card: Card) -> Queue:
         """The queue of an extension."""
-        queue = self._inline.get(card.id) or self._remote.get(card.id)
+        return self._inline.get(card.id) or self._deployed(card)
+
+    def _deployed(self, card: Card) -> Queue:
+        queue = self._remote.get(card.id)
         if queue is None:
             queue = self._remote[card.id] = _Deployed(
                 card, self._batchers.of(card), self._placements, self.breakers, self.cache
@@ -70,7 +73,7 @@ class Placed:
 
     def place(self, card: Card, function: Function) -> None:
         """From now on the extension runs inline. `function` raises FenixError subclasses only."""
-        self._inline[card.id] = _Inline(card, function, self._batchers, self._placements, self._observe)
+        self._inline[card.id] = _Inline(card, function, self._deployed(card), self._placements, self._observe)
 
     def displace(self, extension: ExtensionId) -> None:
         """From now on it runs in its own deployment again."""
@@ -156,11 +159,11 @@ class _Inline:
     """An extension in this process: nobody waits for anything. Batches that are too large go to its deployment."""
 
     def __init__(
-        self, card: Card, function: Function, batchers: Batchers, placements: Placements, observe: Observe
+        self, card: Card, function: Function, deployed: Queue, placements: Placements, observe: Observe
     ) -> None:
         self._card = card
         self._function = function
-        self._batchers = batchers
+        self._deployed = deployed
         self._placements = placements
         self._observe = observe
         self._most_rows = card.resources.max_batch_rows
@@ -169,7 +172,7 @@ class _Inline:
     async def submit(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float | None = None) -> Done:
         if n_rows > self._most_rows or not all(isinstance(part, np.ndarray) for part in inputs.values()):
             await asyncio.sleep(0)  # who runs a plan without a task hears here, before anything begins, that it waits
-            return await self._batchers.of(self._card).submit(inputs, n_rows, token, until_s)
+            return await self._deployed.submit(inputs, n_rows, token, until_s)
         started_s = perf_counter()
         try:
             made = self._function(inputs)  # type: ignore[arg-type]  # all of them are arrays

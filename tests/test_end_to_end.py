@@ -205,8 +205,9 @@ def test_what_does_not_start_or_breaks_the_contract_changes_nothing(deployed: Se
 def test_the_catalogue_survives_the_death_of_its_actor(deployed: Settings, http: httpx.Client) -> None:
     import ray
 
+    from deployments.actors import NAMESPACE
     from deployments.deployer import deploy
-    from deployments.registry import ACTOR_NAME, NAMESPACE
+    from deployments.registry import ACTOR_NAME
 
     ray.kill(ray.get_actor(ACTOR_NAME, namespace=NAMESPACE), no_restart=False)
     assert double(http, 3.0).status_code == 200

@@ -32,9 +32,9 @@ def eager(running_cluster: lifecycle.Running) -> Iterator[Settings]:
     """The cluster with a chain of three that may not run in the gateway, and a steward that waits for little."""
     import ray
 
+    from deployments.actors import NAMESPACE
     from deployments.deployer import deploy, remove
     from deployments.loading import describe
-    from deployments.registry import NAMESPACE
     from deployments.steward import ACTOR_NAME, start_steward
 
     settings = running_cluster.settings

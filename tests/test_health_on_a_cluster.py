@@ -77,7 +77,8 @@ def test_a_replica_that_dies_leaves_the_board_and_its_successor_takes_its_place(
 def test_a_board_that_dies_is_filled_again_and_its_followers_find_it(http: httpx.Client) -> None:
     import ray
 
-    from deployments.board import ACTOR_NAME, NAMESPACE, BoardClient, BoardFollower
+    from deployments.actors import NAMESPACE
+    from deployments.board import ACTOR_NAME, BoardClient, BoardFollower
 
     async def scenario() -> None:
         changed = asyncio.Event()

@@ -4,7 +4,7 @@ a framework in between.
 Ordinary is JSON with flat numbers, for a model by name, answered in JSON. What is said apart from the numbers
 themselves (model, names, types, shapes, parameters) is looked up as a whole: a `Kind`, checked and planned once.
 Everything else takes the usual way through `http.py`, which also says what is wrong with a request, so nothing is
-refused here. At 32 connections this serves three times the requests of the usual way.
+refused here.
 """
 
 from __future__ import annotations

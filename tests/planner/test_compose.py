@@ -1,3 +1,4 @@
+import functools
 import itertools
 import random
 
@@ -6,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from planner import plan as planning
 from planner.cards import Accuracy, Card, Evidence, LatencyProfile, Threshold
 from planner.catalogue import Catalogue
 from planner.drafts import Draft
@@ -14,7 +16,6 @@ from planner.estimates import predict
 from planner.features import Feature, Port
 from planner.goals import Objective, Terms
 from planner.index import thresholds_of
-from planner.plan import plan
 from planner.plans import REQUEST, Binding, Guard, Plan, PlanRequest, Source, Step, StepId
 from planner.search import Budget
 from tests.planner.exhaustive import check
@@ -53,6 +54,8 @@ VOTE = Card(
     (Port("out0", Feature("probs/voted")),),
     profile=LatencyProfile(0.2, 0.0),
 )
+# Without a limit in time, which would make what is found depend on the machine.
+plan = functools.partial(planning.plan, budget=Budget(max_expansions=20_000))
 PRECISE = Objective(accuracy=20.0, latency=1.0, cost=0.1)
 
 
