@@ -57,12 +57,14 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A request's share of a call: its own rows, the size of the whole batch, and the times in ms."""
+    """A request's share of a call: its own rows, the size of the whole batch (0: nothing had to be computed), the
+    times in ms, and whether the call was sent a second time because the first took long."""
 
     outputs: Mapping[str, Produced]
     batch_rows: int
     waited_ms: float
     ran_ms: float
+    hedged: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -224,7 +226,13 @@ class Batcher:
             values = concatenated(self._extension, [await local(piece.outputs[name].values) for piece in pieces])
             sure = [piece.outputs[name].confidence for piece in pieces]
             outputs[name] = Produced(values, None if any(c is None for c in sure) else np.concatenate(sure))  # type: ignore[arg-type]
-        return Done(outputs, max(p.batch_rows for p in pieces), pieces[0].waited_ms, sum(p.ran_ms for p in pieces))
+        return Done(
+            outputs,
+            max(p.batch_rows for p in pieces),
+            pieces[0].waited_ms,
+            sum(p.ran_ms for p in pieces),
+            any(p.hedged for p in pieces),
+        )
 
     def _pump(self) -> None:
         """Sends what the policy wants sent, while a slot is free."""
@@ -323,7 +331,7 @@ class Batcher:
             if not item.future.done():
                 outputs = ran.outputs if len(batch) == 1 else _share(ran.outputs, start, stop)
                 waited_ms = (started_s - item.since_s) * 1e3
-                item.future.set_result(Done(outputs, n_rows, waited_ms, ran.run_ms))
+                item.future.set_result(Done(outputs, n_rows, waited_ms, ran.run_ms, ran.hedged))
             start = stop
 
     def _note(self, call: _Call, batch: list[_Waiting], n_rows: int, took_ms: float) -> None:

@@ -56,10 +56,12 @@ class Produced:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What one call brought back: output rows for the whole batch, and the time inside the extension in ms."""
+    """What one call brought back: output rows for the whole batch, the time inside the extension in ms, and whether
+    it was sent a second time because the first took long."""
 
     outputs: Mapping[str, Produced]
     run_ms: float
+    hedged: bool = False
 
 
 class Calls(ABC):
