@@ -293,6 +293,7 @@ def installation(settings: Settings) -> Installation:
             max_concurrent=limits.max_concurrent,
             read_timeout_s=limits.read_timeout_s,
         ),
+        hedge_share=limits.hedge_share,
         fusion=_fusion(settings.fusion),
     )
 

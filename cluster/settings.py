@@ -92,6 +92,9 @@ class GatewaySettings(Section):
     read_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=10.0, description="How long a client may pause while it sends a request."
     )
+    hedge_share: Annotated[float, Field(ge=0, le=0.2)] = Field(
+        default=0.03, description="Most calls that are sent twice because the first takes long; 0 for none."
+    )
     drain_s: Annotated[float, Field(ge=0)] = Field(
         default=15.0, description="How long `fenix down` waits at most for running requests; 0 ends them at once."
     )

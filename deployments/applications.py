@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
 
 from deployments.gateway.limits import Limits
@@ -37,6 +38,7 @@ class Installation:
     gateways: int = 1
     sentence_model: str = ""  # of sentence-transformers; "" is the built-in matcher
     limits: Limits = field(default_factory=Limits)
+    hedge_share: float = 0.03  # of the calls may be sent twice
     fusion: Rules | None = None  # how readily chains are fused; None: never
 
 
@@ -68,6 +70,7 @@ def application(card: Card, installation: Installation) -> serve.Application:
         ray_actor_options=actor,
         # Queues are ours (planner/batching.py): a replica that refuses makes Serve's router sleep 25 to 500 ms.
         max_ongoing_requests=1_024,
+        request_router_config=RequestRouterConfig(request_router_class="deployments.routing.QuickestRouter"),
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.2,

@@ -79,10 +79,12 @@ class Replica:
         self._extension.setup()
         self._publishing.start()
 
-    async def infer(self, parts: Mapping[str, Sequence[Array | StoredArray]], by_reference: bool) -> Reply:
+    async def infer(
+        self, parts: Mapping[str, Sequence[Array | StoredArray]], by_reference: bool, pair: str = ""
+    ) -> Reply:
         """One batch: per port the arrays of the waiting requests, concatenated here.
 
-        `by_reference` allows large outputs to stay in the object store.
+        `by_reference` allows large outputs to stay in the object store; `pair` is for the router (`routing.py`).
         """
         n_rows = sum(len(array) for array in next(iter(parts.values()), ()))
         arrived_s = self._vitals.arrived(n_rows)

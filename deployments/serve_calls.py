@@ -41,11 +41,13 @@ class ServeCalls(Calls):
     def __init__(self) -> None:
         self._handles: dict[tuple[ExtensionId, bool], DeploymentHandle] = {}
 
-    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
         large = any(_is_large(arrays) for arrays in parts.values())
         if large:
             parts = {port: await _by_reference(arrays) for port, arrays in parts.items()}
-        outputs, confidence, run_ms = await self._call(extension, "infer", timeout_s, parts, large, by_reference=large)
+        outputs, confidence, run_ms = await self._call(
+            extension, "infer", timeout_s, parts, large, pair, by_reference=large
+        )
         return Ran({name: Produced(values, confidence) for name, values in outputs.items()}, run_ms)
 
     async def check(self, extension: ExtensionId, seed: int, timeout_s: float = 120.0) -> None:

@@ -28,7 +28,8 @@ Deciding
     progress.py         what is left of a plan, and what two plans share
     line.py             whose rows go next
     breakers.py         which extensions are let alone for a while
-    hedging.py          when a call is sent to a second replica
+    hedging.py          when a call is sent to a second replica, and the calls that do so
+    replicas.py         which replica gets the next call
     placement.py        which extensions have earned it to run in the gateway's process
     fusion.py           which chains deserve to be one extension, and which no longer do
     wiring.py           what such an extension is made of, and its card

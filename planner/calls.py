@@ -68,8 +68,9 @@ class Calls(ABC):
     """Sends batches to extension versions. Implementations hold no rows after `infer` returns or raises."""
 
     @abstractmethod
-    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
-        """Runs one batch. Inputs are not modified.
+    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
+        """Runs one batch. Inputs are not modified. Calls of the same `pair` that are under way at the same time go to
+        different replicas, where there are several.
 
         Raises ExtensionTimeout after `timeout_s`, ExtensionRaised, ExtensionBroken or ExtensionUnavailable.
         Cancelling the task cancels the call as far as the transport can.
@@ -82,7 +83,7 @@ class LocalCalls(Calls):
     def __init__(self, functions: Mapping[ExtensionId, Callable[[dict[str, Array]], Mapping[str, Rows]]]) -> None:
         self._functions = functions
 
-    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
         function = self._functions.get(extension)
         if function is None:
             raise ExtensionUnavailable(f"{extension} is not deployed.")

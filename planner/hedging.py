@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
+from time import perf_counter
 from typing import Any, Generic, TypeVar
 
+from planner.calls import Calls, Parts, Ran
 from planner.cards import ExtensionId
 
 T = TypeVar("T")
@@ -125,6 +128,42 @@ class Hedging:
     def keep_only(self, extensions: frozenset[ExtensionId]) -> None:
         """Forgets extensions that are gone: what comes back under the same id is measured anew."""
         self._kinds = {key: kind for key, kind in self._kinds.items() if key[0] in extensions}
+
+
+class HedgedCalls(Calls):
+    """Calls of which those that take unusually long are sent once more, to another replica."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        n_replicas: Callable[[ExtensionId], int],
+        hedging: Hedging | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        """`n_replicas`: how many an extension has that may be asked twice; 0 or 1 where it must not be. `clock` gives
+        seconds."""
+        self._calls = calls
+        self._n_replicas = n_replicas
+        self.hedging = hedging or Hedging()
+        self._clock = clock
+        self._ids = count()
+
+    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
+        n_replicas = self._n_replicas(extension)
+        if n_replicas < 2:
+            return await self._calls.infer(extension, parts, timeout_s, pair)
+        n_rows = sum(len(part) for part in next(iter(parts.values()), ()))
+        delay_s = self.hedging.delay_s(extension, n_rows, n_replicas=n_replicas)
+        started_s = self._clock()
+        until_s = started_s + timeout_s
+        pair = pair or f"hedge-{next(self._ids)}"
+
+        def call() -> Awaitable[Ran]:
+            return self._calls.infer(extension, parts, until_s - self._clock(), pair)
+
+        won = await hedged(call, call, delay_s, self.hedging.may_hedge)
+        self.hedging.observe(extension, n_rows, (self._clock() - started_s) * 1e3)
+        return replace(won.value, hedged=True) if won.sent else won.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,9 @@ from deployments.registry import CatalogueFollower, RegistryClient
 from deployments.serve_calls import ServeCalls
 from deployments.steward import StewardClient
 from planner.breakers import Standing
+from planner.cards import ExtensionId
 from planner.errors import FenixError
+from planner.hedging import HedgedCalls, HedgeSettings, Hedging
 from planner.intent import SentenceEncoder, TfidfEncoder
 
 APPLICATION = "gateway"
@@ -43,7 +45,8 @@ class Gateway:
         model = installation.sentence_model
         encoder = (lambda: SentenceEncoder(model)) if model else TfidfEncoder
         calls = ServeCalls()
-        self._engine = engine = Engine(calls, ready=lambda: self._follower.ready(), encoder=encoder)
+        hedged = HedgedCalls(calls, self._n_replicas, Hedging(HedgeSettings(most_share=installation.hedge_share)))
+        self._engine = engine = Engine(hedged, ready=lambda: self._follower.ready(), encoder=encoder)
         self._follower = CatalogueFollower(registry, self._engine.follow)
         await self._follower.start()
         host, limits = installation.host, installation.limits
@@ -66,6 +69,14 @@ class Gateway:
         self._judging = asyncio.get_running_loop().create_task(self._judge(), name="judge-extensions")
         self._steward = StewardClient() if installation.fusion is not None else None
         self._reporting = asyncio.get_running_loop().create_task(self._report_uses(), name="report-uses")
+
+    def _n_replicas(self, extension: ExtensionId) -> int:
+        """How many replicas a call may choose from; 0 for extensions that must not be asked the same thing twice."""
+        card = self._engine.catalogue.cards.get(extension)
+        if card is None or not card.deterministic or card.resources.max_replicas < 2:
+            return 0
+        fares = self._fares.extensions.get(extension)
+        return card.resources.min_replicas if fares is None else fares.n_replicas
 
     async def _tell_profiles(self) -> None:
         """Passes latency profiles that live traffic has changed on to the catalogue."""

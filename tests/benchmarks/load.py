@@ -33,8 +33,10 @@ function request()
   return heads[i] .. string.format("%%06d", n) .. tails[i]
 end
 function done(s, latency)
-  io.write(string.format('\\nRESULT {"requests": %%d, "seconds": %%f, "p50_ms": %%f, "p99_ms": %%f, "failed": %%d}\\n',
+  io.write('\\nRESULT ', string.format(
+    '{"requests": %%d, "seconds": %%f, "p50_ms": %%f, "p99_ms": %%f, "p999_ms": %%f, "failed": %%d}\\n',
     s.requests, s.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    latency:percentile(99.9) / 1e3,
     s.errors.status + s.errors.connect + s.errors.read + s.errors.write + s.errors.timeout))
 end
 """
@@ -47,6 +49,7 @@ class Load:
     rate: float
     p50_ms: float
     p99_ms: float
+    p999_ms: float
     n_requests: int
     failed: int
 
@@ -66,7 +69,7 @@ def wrk(url: str, bodies: Sequence[bytes], connections: int, seconds: float, met
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     result = json.loads(output.rpartition("RESULT ")[2])
     rate = result["requests"] / result["seconds"]
-    return Load(rate, result["p50_ms"], result["p99_ms"], result["requests"], result["failed"])
+    return Load(rate, result["p50_ms"], result["p99_ms"], result["p999_ms"], result["requests"], result["failed"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class Deployments:
             raise ExtensionUnavailable("gone")
         return self._there.samples(n_rows, np.random.default_rng(seed))
 
-    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
         rows = {port: await join(arrays) for port, arrays in parts.items()}
         made = execute(self._there, rows)
         return Ran({name: Produced(out.values, out.confidence) for name, out in made.items()}, 0.1)

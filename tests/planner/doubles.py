@@ -26,7 +26,7 @@ class PacedCalls(Calls):
         self.under_way = 0
         self.most_under_way = 0
 
-    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
         rows = {port: await join(arrays) for port, arrays in parts.items()}
         self.batches.append((extension, len(next(iter(rows.values())))))
         self.under_way += 1

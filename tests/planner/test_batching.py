@@ -321,7 +321,7 @@ def test_the_most_urgent_and_of_those_the_first_due_travel_first() -> None:
 
 def test_rows_that_could_not_be_done_in_time_any_more_fail_before_they_run() -> None:
     class SlowCalls(PacedCalls):
-        async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+        async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
             await asyncio.sleep(0.05)
             return await super().infer(extension, parts, timeout_s)
 

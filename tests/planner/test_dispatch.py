@@ -267,7 +267,7 @@ def test_a_stand_in_that_is_less_accurate_is_flagged_degraded() -> None:
 
 def test_a_step_that_hangs_gives_way_to_its_fallback_even_without_a_deadline() -> None:
     class HangingCalls(PacedCalls):
-        async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+        async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
             if extension == "slow@1":
                 await asyncio.Event().wait()
             return await super().infer(extension, parts, timeout_s)
@@ -360,7 +360,7 @@ def test_what_still_runs_in_a_graph_and_is_shared_goes_on_under_the_new_plan() -
         gates = {name: asyncio.Event() for name in ("a", "b")}
 
         class GatedCalls(PacedCalls):
-            async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float) -> Ran:
+            async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
                 gate = gates.get(extension.partition("@")[0])
                 if gate is not None:
                     self.batches.append((extension, 0))

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import planner.calls
+from planner.calls import Parts, Ran
 from planner.cards import ExtensionId
-from planner.hedging import Hedged, HedgeSettings, Hedging, RecentQuantile, hedged
+from planner.hedging import Hedged, HedgedCalls, HedgeSettings, Hedging, RecentQuantile, hedged
 from tests.clocks import JumpingLoop
 
 A, B = ExtensionId("a@1"), ExtensionId("b@1")
@@ -262,3 +264,56 @@ def test_one_slow_replica_in_many_calls_is_felt_only_as_long_as_the_delay() -> N
     assert max(took_s[:24]) < 0.011
     assert max(took_s[100:]) < 0.025
     assert hedging.n_hedges <= 0.05 * hedging.n_calls
+
+
+class SlowFirst(planner.calls.Calls):
+    """Answers after 10 ms; the calls numbered in `slow` after a second. Counts who was cancelled."""
+
+    def __init__(self, slow: set[int]) -> None:
+        self._slow = slow
+        self.pairs: list[str] = []
+        self.n_cancelled = 0
+
+    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
+        self.pairs.append(pair)
+        try:
+            await asyncio.sleep(1.0 if len(self.pairs) - 1 in self._slow else 0.01)
+        except asyncio.CancelledError:
+            self.n_cancelled += 1
+            raise
+        return Ran({}, 1.0)
+
+
+def ran_in_turn(inner: SlowFirst, n_calls: int, n_replicas: int) -> list[tuple[bool, float]]:
+    """Whether each call was hedged, and after how many seconds it was answered."""
+
+    async def main() -> list[tuple[bool, float]]:
+        clock = asyncio.get_running_loop().time
+        calls = HedgedCalls(inner, lambda extension: n_replicas, clock=clock)
+        told = []
+        for _ in range(n_calls):
+            started_s = clock()
+            ran = await calls.infer(A, {"x": [np.zeros(4)]}, 10.0)
+            told.append((ran.hedged, clock() - started_s))
+        return told
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        return runner.run(main())
+
+
+def test_a_call_that_takes_long_is_sent_again_as_its_pair_and_the_answer_says_so() -> None:
+    inner = SlowFirst({100})
+    told = ran_in_turn(inner, 150, n_replicas=2)
+    assert [i for i, (was_hedged, _) in enumerate(told) if was_hedged] == [100]
+    assert told[100][1] < 0.03
+    assert inner.n_cancelled == 1
+    assert len(inner.pairs) == 151
+    assert [i for i, pair in enumerate(inner.pairs) if inner.pairs.count(pair) == 2] == [100, 101]
+
+
+def test_an_extension_that_must_not_be_asked_twice_is_not() -> None:
+    inner = SlowFirst({100})
+    told = ran_in_turn(inner, 150, n_replicas=0)
+    assert len(inner.pairs) == 150
+    assert not any(was_hedged for was_hedged, _ in told)
+    assert told[100][1] >= 1.0

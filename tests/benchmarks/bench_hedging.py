@@ -1,0 +1,151 @@
+"""What second calls bring where a replica is slow: the same load without and with them, one after the other.
+
+    python -m tests.benchmarks.bench_hedging [--seconds 40] [--rounds 3]
+
+Three replicas of an extension that waits 3 ms for each row, one row a call. In `stalls` every 100th call of each
+replica takes 100 ms longer; in `slow` one replica takes 100 ms longer for all calls of one second in ten. The extra
+work is what the replicas were called beyond once for each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import lifecycle
+from deployments.extension import Extension
+from planner.cards import Resources
+from planner.features import Array, Feature
+from tests.benchmarks.load import DIGITS, Load, Spread, ratio, wrk
+
+N_REPLICAS, N_CONNECTIONS = 3, 2
+CALL_S, STALL_S = 0.003, 0.1
+EVERY, SPELL_S, PERIOD_S = 100, 1.0, 10.0
+CASES = {"stalls": "every 100th call stalls", "slow": "one replica is slow in spells"}
+SHARES = {"without": 0.0, "with": 0.03}
+
+
+class Waits(Extension):
+    """Gives a number back after 3 ms, and counts its calls in a file of the replica's own."""
+
+    inputs = {"x": Feature("benchmark/number", "FP32", (1,))}
+    outputs = {"x": Feature("benchmark/waited", "FP32", (1,))}
+    resources = Resources(
+        num_cpus=0, min_replicas=N_REPLICAS, max_replicas=N_REPLICAS, max_batch_rows=1, placement="remote"
+    )
+
+    def __init__(self, case: str, folder: str) -> None:
+        self.name = f"waits-{case}"
+        self._case, self._folder = case, Path(folder)
+        self._n_calls = 0
+
+    def setup(self) -> None:
+        """The first replica to come here is the slow one."""
+        try:
+            (self._folder / f"{self.name}.slow").touch(exist_ok=False)
+            self._is_slow = True
+        except FileExistsError:
+            self._is_slow = False
+        self._counter = os.open(self._folder / f"{self.name}.{os.getpid()}.calls", os.O_CREAT | os.O_WRONLY, 0o600)
+
+    def infer(self, *, x: Array, **_: Any) -> Array:
+        self._n_calls += 1
+        os.pwrite(self._counter, str(self._n_calls).encode(), 0)
+        if self._case == "stalls":
+            stalls = self._n_calls % EVERY == 0
+        else:
+            stalls = self._is_slow and time.time() % PERIOD_S < SPELL_S
+        time.sleep(CALL_S + (STALL_S if stalls else 0.0))
+        return x
+
+    def close(self) -> None:
+        os.close(self._counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One run: the load, and the calls of the replicas beyond one a request, as a share of the requests."""
+
+    load: Load
+    extra: float
+
+
+def n_calls(folder: Path, case: str) -> int:
+    return sum(int(path.read_text() or 0) for path in folder.glob(f"waits-{case}.*.calls"))
+
+
+def run(share: float, seconds: float, report: Callable[[str], None]) -> dict[str, Seen]:
+    """Both cases on a cluster of their own."""
+    with tempfile.TemporaryDirectory(prefix="fenix-hedging-") as folder:
+        state, counts = Path(folder) / "state", Path(folder) / "counts"
+        counts.mkdir()
+        overrides = {
+            "import_paths": [str(Path(__file__).parents[2])],
+            "gateway.hedge_share": share,
+            "fusion.enabled": False,
+        }
+        settings = lifecycle.private_settings(state, overrides)
+        lifecycle.up(settings, report)
+        try:
+            with lifecycle.connected(settings):
+                from deployments.deployer import deploy
+                from deployments.loading import describe
+
+                cards = [
+                    describe("tests.benchmarks.bench_hedging:Waits", {"case": case, "folder": str(counts)})
+                    for case in CASES
+                ]
+                deploy(cards, [], lifecycle.installation(settings), report)
+            return {case: load(settings.http_url, case, counts, seconds) for case in CASES}
+        finally:
+            lifecycle.down(settings, report)
+
+
+def load(url: str, case: str, counts: Path, seconds: float) -> Seen:
+    """Loads one case, after a second of warming up in which the gateway learns what calls take."""
+    body = f'{{"inputs":[{{"name":"x","shape":[1,1],"datatype":"FP32","data":[3.{DIGITS}]}}]}}'.encode()
+    target = f"{url}/v2/models/waits-{case}/infer"
+    wrk(target, [body], N_CONNECTIONS, 2.0)
+    before = n_calls(counts, case)
+    seen = wrk(target, [body], N_CONNECTIONS, seconds)
+    if seen.failed:
+        raise SystemExit(f"{seen.failed} of {seen.n_requests} requests failed")
+    return Seen(seen, (n_calls(counts, case) - before) / seen.n_requests - 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--rounds", type=int, default=1)
+    arguments = parser.parse_args()
+
+    def report(text: str) -> None:
+        print(f"  {text}", file=sys.stderr, flush=True)
+
+    seen: dict[tuple[str, str], list[Seen]] = {(arm, case): [] for arm in SHARES for case in CASES}
+    for i in range(arguments.rounds):
+        for arm, share in SHARES.items():
+            for case, found in run(share, arguments.seconds, report).items():
+                seen[arm, case].append(found)
+                now = found.load
+                print(
+                    f"round {i + 1}  {case:7} {arm:8} {now.rate:6.0f} req/s  p50 {now.p50_ms:6.2f}"
+                    f"  p99 {now.p99_ms:7.2f}  p99.9 {now.p999_ms:7.2f} ms  extra work {found.extra:6.2%}",
+                    flush=True,
+                )
+    print()
+    for case, what in CASES.items():
+        without, hedged = seen["without", case], seen["with", case]
+        gain = ratio([one.load.p999_ms for one in without], [one.load.p999_ms for one in hedged])
+        print(f"{what}: p99.9 {gain} times lower, extra work {Spread.of([100 * one.extra for one in hedged])} %")
+
+
+if __name__ == "__main__":
+    main()
