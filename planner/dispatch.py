@@ -28,7 +28,7 @@ from planner.errors import (
 )
 from planner.features import Array
 from planner.placed import Queue, Queues
-from planner.plans import Answer, Plan, Step, StepId, StepRecord
+from planner.plans import NO_FLAGS, Answer, Plan, Step, StepId, StepRecord
 from planner.progress import after_ms, is_chain, left_ms, needs, shared
 from planner.results import Index, Result, Results, least, with_confidence
 from planner.tokens import Token
@@ -161,7 +161,7 @@ class _Trip:
         if self.guilty.isdisjoint(plan.extensions()):
             return True
         same = shared(run.plan, plan)
-        replaced = {new for new, old in same.items() if old in run.done and run.done[old].stand_in}
+        replaced = {new for new, old in same.items() if old in run.done and "fallback" in run.done[old].flags}
         return all(step.id in replaced for step in plan.steps if step.extension in self.guilty)
 
     def _is_in_time(self, plan: Plan, run: _Run) -> bool:
@@ -295,10 +295,8 @@ class _Run:
         if self.plan.prediction.accuracy < wanted.prediction.accuracy:
             flags.add("degraded")
         for result in self.done.values():
-            if result.stand_in:
-                flags.add("fallback")
-                if result.worse:
-                    flags.add("degraded")
+            if result.flags:
+                flags |= result.flags
         return frozenset(flags)
 
     async def _step(self, step: Step) -> Result:
@@ -339,15 +337,26 @@ class _Run:
                     raise
                 note = f"fallback for {extension}: {failure.message}"
                 continue
-            stand_in = extension != step.extension
             return Result(
                 with_confidence(done.outputs, inherited),
                 index,
-                record=self._record(step, extension, n_rows, done, begun_s, note),
-                stand_in=stand_in,
-                worse=stand_in and self._dispatcher.is_worse(card, step.extension),
+                self._record(step, extension, n_rows, done, begun_s, note),
+                self._flags(step, card, done),
             )
         raise AssertionError("unreachable: the loop returns or raises")
+
+    def _flags(self, step: Step, card: Card, done: Done) -> frozenset[str]:
+        """What is to be said of a step that this extension did."""
+        stand_in = card.id != step.extension
+        if done.batch_rows and not stand_in and not done.hedged:
+            return NO_FLAGS
+        said = {
+            "cached": not done.batch_rows,
+            "hedged": done.hedged,
+            "fallback": stand_in,
+            "degraded": stand_in and self._dispatcher.is_worse(card, step.extension),
+        }
+        return frozenset([flag for flag, holds in said.items() if holds])
 
     def _record(
         self, step: Step, extension: ExtensionId, n_rows: int, done: Done, begun_s: float, note: str
@@ -362,6 +371,7 @@ class _Run:
             ran_ms=done.ran_ms,
             took_ms=(perf_counter() - begun_s) * 1e3,
             note=note,
+            hedged=done.hedged,
         )
 
 

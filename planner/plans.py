@@ -13,6 +13,8 @@ from planner.goals import Objective, Terms
 StepId = NewType("StepId", int)
 REQUEST = StepId(-1)  # the source of what the client sent
 
+NO_FLAGS: frozenset[str] = frozenset()
+
 PlanKind = Literal["graph", "cascade", "ensemble"]
 
 
@@ -142,14 +144,24 @@ class StepRecord:
     ran_ms: float  # inside the extension
     took_ms: float  # from the inputs being there to the outputs being there
     note: str = ""  # for example "fallback for a@1: it raised ValueError"
+    hedged: bool = False  # the call was sent a second time, because the first took long
+
+    @property
+    def cached(self) -> bool:
+        """Whether all rows were known already, so that nothing had to be computed."""
+        return self.batch_rows == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What dispatching brings: the outputs by name, the plan as it was run, its steps, and honest flags
-    (`fallback`, `replanned`, `degraded`, `cached`, `hedged`)."""
+    """What dispatching brings: the outputs by name, the plan as it was run, its steps, and honest flags.
+
+    `fallback`: another extension or plan stood in. `degraded`: what ran promises less accuracy than the best plan.
+    `replanned`: the plan was changed on the way. `cached`: the rows of a step, of one at least, were all known
+    already. `hedged`: a call of a step, of one at least, was sent twice. The steps say which.
+    """
 
     outputs: Mapping[str, Rows]
     plan: Plan
     steps: tuple[StepRecord, ...]
-    flags: frozenset[str] = frozenset()
+    flags: frozenset[str] = NO_FLAGS

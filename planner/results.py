@@ -12,7 +12,7 @@ from planner.calls import Part, Produced, local
 from planner.cards import Card, ExtensionId
 from planner.errors import ExtensionBroken
 from planner.features import Array, Rows, shapes_unify
-from planner.plans import REQUEST, Binding, Plan, Source, Step, StepRecord
+from planner.plans import NO_FLAGS, REQUEST, Binding, Plan, Source, Step, StepRecord
 
 Index = npt.NDArray[np.intp]  # which rows of the request a result holds, ascending; None stands for all of them
 
@@ -21,13 +21,13 @@ _HINT = "State the shape in the cards, so that they are not put together."
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a step (or the request itself) brought, and for which rows. `record` is None where nothing had to run."""
+    """What a step (or the request itself) brought, and for which rows. `record` is None where nothing had to run;
+    `flags` are those that it brings to an answer: `fallback` and `degraded`, `cached`, `hedged`."""
 
     outputs: Mapping[str, Produced]
     index: Index | None = None
     record: StepRecord | None = None
-    stand_in: bool = False  # a fallback gave it
-    worse: bool = False  # and is known to be less accurate
+    flags: frozenset[str] = NO_FLAGS
 
 
 class Results:

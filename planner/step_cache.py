@@ -263,7 +263,8 @@ class _Request:
             return Done(outputs, 0, 0.0, 0.0)
         ran_ms = max(done.ran_ms for done in self._calls)
         waited_ms = max(0.0, (perf_counter() - self._since_s) * 1e3 - ran_ms)
-        return Done(outputs, max(done.batch_rows for done in self._calls), waited_ms, ran_ms)
+        hedged = any(done.hedged for done in self._calls)
+        return Done(outputs, max(done.batch_rows for done in self._calls), waited_ms, ran_ms, hedged)
 
 
 def worth_caching(card: Card) -> bool:

@@ -39,7 +39,8 @@ class InferRequest:
 @dataclass(frozen=True, slots=True)
 class InferAnswer:
     """One answer to encode. `parameters` holds only str, int, float and bool: `plan`, `trace_id`, `confidence`
-    (the lowest over the rows; absent where no step gives one), `flags` (joined by commas, "" when none)."""
+    (the lowest over the rows; absent where no step gives one), `flags` (of `planner.plans.Answer`, joined by commas, ""
+    when none)."""
 
     model: str
     version: str

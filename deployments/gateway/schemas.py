@@ -347,7 +347,8 @@ class ExplanationInfo(Closed):
 
 
 class StepTimes(Closed):
-    """What happened at one step. `started_ms` counts from the start of the dispatch."""
+    """What happened at one step. `started_ms` counts from the start of the dispatch. `cached`: all rows were known
+    already. `hedged`: the call was sent a second time, because the first took long."""
 
     step: int
     extension: str
@@ -358,6 +359,8 @@ class StepTimes(Closed):
     ran_ms: float
     took_ms: float
     note: str
+    cached: bool
+    hedged: bool
 
     @classmethod
     def of(cls, record: StepRecord) -> StepTimes:

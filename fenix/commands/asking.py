@@ -315,13 +315,17 @@ def _answered(result: Result) -> Iterator[RenderableType]:
     )
     if result.steps:
         times = [
-            (str(s["step"]), s["extension"], str(s["n_rows"]), _ms(s["waited_ms"]), _ms(s["ran_ms"]), s["note"])
+            (str(s["step"]), s["extension"], str(s["n_rows"]), _ms(s["waited_ms"]), _ms(s["ran_ms"]), _remarks(s))
             for s in result.steps
         ]
         yield ""
         yield grid(
             ("step", "extension", "rows", "waited", "ran", "note"), times, right=("step", "rows", "waited", "ran")
         )
+
+
+def _remarks(step: Mapping[str, Any]) -> str:
+    return "; ".join([flag for flag in ("cached", "hedged") if step[flag]] + [step["note"]] * bool(step["note"]))
 
 
 def _cell(value: Any) -> str:

@@ -93,6 +93,13 @@ class TestInfer:
         steps = run("infer", "--want", "vector/out", "-i", "x:FP32=[[1]]", gateway=gateway)
         assert re.search(r"double@1 +1 +0.00 ms +0.20 ms", steps.stdout)
 
+    def test_a_step_says_that_its_rows_were_known_or_its_call_sent_twice(self) -> None:
+        from fenix.commands.asking import _remarks
+
+        assert _remarks({"cached": False, "hedged": False, "note": ""}) == ""
+        assert _remarks({"cached": True, "hedged": False, "note": ""}) == "cached"
+        assert _remarks({"cached": False, "hedged": True, "note": "fallback for a@1"}) == "hedged; fallback for a@1"
+
     @pytest.mark.parametrize("ending", ["npy", "npz", "json", "csv"])
     def test_reads_inputs_from_files(self, gateway: Served, tmp_path: Path, ending: str) -> None:
         path = tmp_path / f"rows.{ending}"

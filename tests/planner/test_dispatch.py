@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from planner.admission import Backlog
-from planner.batching import Batchers
-from planner.calls import Parts, Produced, Ran
+from planner.batching import Batchers, Done
+from planner.calls import Part, Parts, Produced, Ran
 from planner.cards import Accuracy, Card, ExtensionId, LatencyProfile
 from planner.dispatch import Dispatcher
 from planner.errors import BadInput, DeadlineExceeded, ExtensionRaised, ExtensionUnavailable, Overloaded, StepFailed
 from planner.features import Array, Feature, Port
 from planner.goals import Terms
 from planner.line import Ahead
+from planner.placed import Queue
 from planner.plans import REQUEST, Answer, Guard, Plan, Prediction, StepId
 from planner.progress import path_ms
 from planner.tokens import Token
@@ -263,6 +264,54 @@ def test_a_stand_in_that_is_less_accurate_is_flagged_degraded() -> None:
     cards = [card("a").but(accuracy=Accuracy(0.99)), card("spare").but(accuracy=Accuracy(0.5))]
     answer = dispatch(work, plan_of(step(0, "a", fallbacks=["spare"])), cards=cards)
     assert answer.flags == {"fallback", "degraded"}
+
+
+class Said:
+    """Queues whose answers say of themselves what a test gives by name."""
+
+    def __init__(self, **said: Done) -> None:
+        self._said = said
+
+    def of(self, card: Card) -> Queue:
+        return _Saying(self._said[card.name])
+
+
+class _Saying:
+    def __init__(self, done: Done) -> None:
+        self._done = done
+
+    async def submit(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float | None = None) -> Done:
+        return self._done
+
+
+def share(batch_rows: int = 4, *, hedged: bool = False) -> Done:
+    return Done({"y": Produced(X)}, batch_rows, 0.0, 0.0, hedged)
+
+
+def test_steps_say_whether_they_were_known_or_sent_twice_and_the_answer_says_that_some_were() -> None:
+    def flags(**said: Done) -> tuple[frozenset[str], list[tuple[bool, bool]]]:
+        known = {c.id: c for c in map(card, said)}
+        running = Dispatcher(Said(**said), known.get).dispatch(
+            plan_of(step(0, "a"), step(1, "b")), {"x": X}, Token(1e9)
+        )
+        answer = asyncio.run(running)
+        return answer.flags, [(record.cached, record.hedged) for record in answer.steps]
+
+    assert flags(a=share(), b=share()) == (frozenset(), [(False, False), (False, False)])
+    assert flags(a=share(0), b=share()) == ({"cached"}, [(True, False), (False, False)])
+    assert flags(a=share(), b=share(hedged=True)) == ({"hedged"}, [(False, False), (False, True)])
+    assert flags(a=share(0), b=share(9, hedged=True)) == ({"cached", "hedged"}, [(True, False), (False, True)])
+
+
+def test_what_the_answer_is_not_made_of_gives_it_no_flag() -> None:
+    async def scenario() -> Answer:
+        known = {c.id: c for c in (card("a"), card("c"))}
+        best = plan_of(step(0, "a"), step(1, "gone"))
+        other = plan_of(step(0, "c"), id_="other")
+        return await Dispatcher(Said(a=share(0), c=share()), known.get).dispatch(best, {"x": X}, Token(1e9), [other])
+
+    answer = asyncio.run(scenario())
+    assert (answer.plan.id, answer.flags) == ("other", {"fallback"})
 
 
 def test_a_step_that_hangs_gives_way_to_its_fallback_even_without_a_deadline() -> None:

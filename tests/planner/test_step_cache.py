@@ -66,6 +66,7 @@ class Desk:
     ) -> None:
         self.work = work
         self.waits = waits
+        self.hedged = False
         self.orders: list[Order] = []
 
     async def __call__(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float) -> Done:
@@ -74,7 +75,7 @@ class Desk:
         self.orders.append(order)
         if not self.waits:
             order.answer.set_result(self.work(inputs))
-        return Done(await order.answer, n_rows, 0.0, 1.0)
+        return Done(await order.answer, n_rows, 0.0, 1.0, self.hedged)
 
     @property
     def asked(self) -> list[list[float]]:
@@ -118,6 +119,18 @@ def test_rows_that_are_known_need_no_call() -> None:
         assert made.confidence is not None
         assert made.confidence.tolist() == (np.array([2, 1], np.float32) / 100).tolist()
         assert (ask.cache.counts.hits, ask.cache.counts.misses) == (2, 2)
+
+    run(scenario)
+
+
+def test_rows_of_which_a_half_is_known_say_that_the_call_for_the_others_was_sent_twice() -> None:
+    async def scenario() -> None:
+        ask = Asker(Desk())
+        await ask(1)
+        assert not (await ask.done(1, 2)).hedged
+        ask.desk.hedged = True
+        assert (await ask.done(2, 3)).hedged
+        assert not (await ask.done(1, 3)).hedged
 
     run(scenario)
 
