@@ -4,6 +4,17 @@ A breaker is closed (calls pass), open (none does) or half-open (a few probes do
 failures, on too large a share of them in its window, or because its extension does much worse than the alternatives.
 Sources: Nygard 2007, Release It!, ch. 5; Envoy's documentation, "Outlier detection", for consecutive failures, time
 out that grows with repeats, and the bound on how many may be out at once.
+
+A call that raised, or gave broken output, says little by itself: the fault may lie in the rows, and whoever sends rows
+that an extension cannot bear must not take it away from the others. So these count on their own, one per request: a
+group of requests that fails is split, and what counts is the request that is left. Such a breaker opens when nobody
+speaks for the extension any more: its last `in_a_row` calls raised, and either they are those of as many users, or
+
+- no user who is not among them had a success in the last `trust_s`,
+- nobody at all had one in the last `window_s`, here or, as its replicas tell, elsewhere.
+
+Requests without a user are those of one user, as they cannot be told apart. Half-open, a call that raised gives its
+probe back, and the same rule decides whether it opens again; successes close it, whatever raises in between.
 """
 
 from __future__ import annotations
@@ -16,7 +27,7 @@ from statistics import median
 from typing import Literal
 
 from planner.cards import ExtensionId
-from planner.envelopes import Envelope, Moments, Tally, Window
+from planner.envelopes import Envelope, Tally, Window
 
 State = Literal["closed", "open", "half-open"]
 
@@ -29,7 +40,8 @@ class BreakerSettings:
     `failed_share` failed. It stays open for `open_s`, twice that the next time and so on up to `longest_open_s`, each
     lengthened by a random part of up to `jitter` so that gateways do not probe together; `forgive_s` of good conduct
     and the count begins anew. Then up to `probes` calls at a time are let through, and as many successes close it. A
-    probe that nobody reports on is given up after `probe_s`.
+    probe that nobody reports on is given up after `probe_s`. A user who had a success speaks for the extension for
+    `trust_s`, where others get nothing but errors.
 
     An extension is an outlier when its success rate lies more than `rate_gap` under the median of its peers, or it
     is `slow_factor` times as slow as theirs. At most `most_out` of a group may be out at once.
@@ -39,6 +51,7 @@ class BreakerSettings:
     least_calls: int = 20
     failed_share: float = 0.5
     in_a_row: int = 5
+    trust_s: float = 60.0
     open_s: float = 1.0
     longest_open_s: float = 60.0
     jitter: float = 0.2
@@ -73,6 +86,9 @@ class _Breaker:
     state: State = "closed"
     why: str = ""
     in_a_row: int = 0
+    n_raised: int = 0  # calls in a row, since it opened
+    raised_for: set[str] = field(default_factory=set)  # whose, since the last success; enough of them
+    good_s: dict[str, float] = field(default_factory=dict)  # users' last successes, of the latest users, in order
     n_trips: int = 0
     until_s: float = 0.0  # open until
     since_s: float = -math.inf  # in this state
@@ -91,7 +107,7 @@ class Breakers:
 
     def allows(self, extension: ExtensionId, now_s: float) -> bool:
         """Whether a call may be made now. Half-open, yes counts as a probe: make the call and report what became of
-        it with `succeeded`, `failed` or `abandoned`."""
+        it with `succeeded`, `failed`, `raised` or `abandoned`."""
         breaker = self._breakers.get(extension)
         if breaker is None or breaker.state == "closed":
             return True
@@ -112,13 +128,20 @@ class Breakers:
         self._half_open_when_due(breaker, now_s)
         return breaker.state
 
-    def succeeded(self, extension: ExtensionId, now_s: float, took_ms: float, expected_ms: float | None = None) -> None:
-        """A call came back after `took_ms`. `expected_ms`, where it is known, makes the slowness of extensions
-        comparable that differ by nature: without it plain times are compared."""
+    def succeeded(
+        self, extension: ExtensionId, now_s: float, took_ms: float, expected_ms: float | None = None, user: str = ""
+    ) -> None:
+        """A call of `user` came back after `took_ms`. `expected_ms`, where it is known, makes the slowness of
+        extensions comparable that differ by nature: without it plain times are compared."""
         breaker = self._breaker(extension)
         if not self._counts(breaker, now_s, took_ms):
             return
-        breaker.in_a_row = 0
+        breaker.in_a_row = breaker.n_raised = 0
+        breaker.raised_for.clear()
+        breaker.good_s.pop(user, None)
+        breaker.good_s[user] = now_s
+        if len(breaker.good_s) > self._settings.in_a_row:
+            del breaker.good_s[next(iter(breaker.good_s))]
         if breaker.state == "half-open":
             breaker.n_good += 1
             if breaker.n_good >= self._settings.probes:
@@ -128,7 +151,7 @@ class Breakers:
         breaker.slowness.succeeded(now_s, took_ms if expected_ms is None else took_ms / max(expected_ms, 1e-3))
 
     def failed(self, extension: ExtensionId, now_s: float, took_ms: float) -> None:
-        """A call failed after `took_ms`, by the extension's fault: not for a bad input or a caller who left."""
+        """A call failed after `took_ms` by a fault that no rows can bring about: nobody answered, or not in time."""
         breaker = self._breaker(extension)
         if not self._counts(breaker, now_s, took_ms):
             return
@@ -140,25 +163,40 @@ class Breakers:
         if breaker.in_a_row >= self._settings.in_a_row:
             self._open(breaker, now_s, f"{breaker.in_a_row} failures in a row")
         else:
-            self._judge(breaker, breaker.window.total(now_s), now_s, "")
+            self._judge(breaker, breaker.window.total(now_s), now_s)
+
+    def raised(self, extension: ExtensionId, now_s: float, took_ms: float, user: str = "") -> None:
+        """A call for one request of `user` ended after `took_ms` because the extension raised or gave broken output."""
+        breaker = self._breaker(extension)
+        if not self._counts(breaker, now_s, took_ms):
+            return
+        breaker.n_raised += 1
+        if len(breaker.raised_for) < self._settings.in_a_row:
+            breaker.raised_for.add(user)
+        if breaker.n_raised >= self._settings.in_a_row and not self._has_a_friend(extension, breaker, now_s):
+            self._open(breaker, now_s, f"its last {breaker.n_raised} calls raised, and nobody's succeed")
 
     def abandoned(self, extension: ExtensionId, now_s: float, took_ms: float) -> None:
-        """A call that was allowed ended after `took_ms` and tells nothing: cancelled, or its input was bad."""
+        """A call that was allowed ended after `took_ms` and tells nothing: cancelled, its input was bad, or it
+        raised for a group of requests that is now split."""
         breaker = self._breakers.get(extension)
         if breaker is not None and breaker.state == "half-open":
             self._counts(breaker, now_s, took_ms)  # gives the probe back
 
     def observe(self, envelopes: Mapping[ExtensionId, Envelope], now_s: float) -> None:
-        """Takes in what the replicas say of themselves, one merged envelope per extension: it opens breakers, too, and
-        speaks for extensions that this process calls too seldom to judge them."""
+        """Takes in what the replicas say of themselves, one merged envelope per extension. What fails there has raised:
+        a breaker opens where all of at least `least_calls` did and nobody here had a success in the last `trust_s`."""
         self._seen = envelopes
+        settings = self._settings
         for extension, envelope in envelopes.items():
-            if envelope.n_failed == 0:
+            if envelope.n_failed < max(1, settings.least_calls) or envelope.n_failed < envelope.n_calls:
                 continue
             breaker = self._breaker(extension)
             # After a change of state, until calls from before have left the replicas' windows, only our own count.
-            if breaker.state == "closed" and now_s - breaker.since_s > 2 * self._settings.window_s:
-                self._judge(breaker, _told(envelope), now_s, ", say its replicas")
+            settled = now_s - breaker.since_s > 2 * settings.window_s
+            trusted = any(now_s - at_s < settings.trust_s for at_s in breaker.good_s.values())
+            if breaker.state == "closed" and settled and not trusted:
+                self._open(breaker, now_s, f"all of {envelope.n_calls} calls raised, say its replicas")
 
     def eject_outliers(self, groups: Iterable[Sequence[ExtensionId]], now_s: float) -> tuple[ExtensionId, ...]:
         """Opens the breakers of those that do much worse than their peers; returns them.
@@ -213,10 +251,24 @@ class Breakers:
             breaker.state, breaker.since_s = "half-open", breaker.until_s
             breaker.probes, breaker.n_good = [], 0
 
-    def _judge(self, breaker: _Breaker, calls: Tally, now_s: float, by: str) -> None:
+    def _judge(self, breaker: _Breaker, calls: Tally, now_s: float) -> None:
         settings = self._settings
         if calls.n_calls >= settings.least_calls and calls.failed_share >= settings.failed_share:
-            self._open(breaker, now_s, f"{calls.n_failed} of {calls.n_calls} calls failed{by}")
+            self._open(breaker, now_s, f"{calls.n_failed} of {calls.n_calls} calls failed")
+
+    def _has_a_friend(self, extension: ExtensionId, breaker: _Breaker, now_s: float) -> bool:
+        """Whether anybody speaks for an extension that keeps raising. Of the users with a success only the latest are
+        known, one more than can be among those for whom it raised: enough to find one who is not."""
+        settings, raised_for = self._settings, breaker.raised_for
+        if len(raised_for) >= settings.in_a_row:
+            return False
+        seen = self._seen.get(extension)
+        if seen is not None and seen.n_failed < seen.n_calls:
+            return True
+        return any(
+            now_s - at_s < (settings.window_s if user in raised_for else settings.trust_s)
+            for user, at_s in breaker.good_s.items()
+        )
 
     def _open(self, breaker: _Breaker, now_s: float, why: str) -> None:
         settings = self._settings
@@ -228,7 +280,7 @@ class Breakers:
         breaker.state, breaker.why = "open", why
         breaker.since_s = now_s
         breaker.until_s = now_s + open_s * (1.0 + settings.jitter * self._rng.random())
-        breaker.in_a_row = 0
+        breaker.in_a_row = breaker.n_raised = 0
 
     def _close(self, breaker: _Breaker, now_s: float) -> None:
         breaker.state, breaker.why, breaker.since_s = "closed", "", now_s
@@ -269,12 +321,7 @@ class Breakers:
         """The share of failed calls; None where too few are known."""
         breaker = self._breakers.get(extension)
         own = breaker.window.total(now_s) if breaker is not None else Tally()
-        if own.n_calls >= self._settings.least_calls:
-            return own.failed_share
-        seen = self._seen.get(extension)
-        if seen is not None and seen.n_calls >= self._settings.least_calls and self._settled(extension, now_s):
-            return _told(seen).failed_share
-        return None
+        return own.failed_share if own.n_calls >= self._settings.least_calls else None
 
     def _fails_more(self, share: float, peers: float) -> tuple[float, str]:
         return share - peers - self._settings.rate_gap, f"{share:.0%} of its calls fail, {peers:.0%} of its peers'"
@@ -290,12 +337,3 @@ class Breakers:
     def _slower(self, slowness: float, peers: float) -> tuple[float, str]:
         times = slowness / max(peers, 1e-9)
         return times - self._settings.slow_factor, f"{times:.1f} times as slow as its peers"
-
-    def _settled(self, extension: ExtensionId, now_s: float) -> bool:
-        breaker = self._breakers.get(extension)
-        return breaker is None or now_s - breaker.since_s > 2 * self._settings.window_s
-
-
-def _told(envelope: Envelope) -> Tally:
-    """The calls of an envelope as a tally."""
-    return Tally(envelope.n_failed, Moments(envelope.n_calls - envelope.n_failed))

@@ -125,9 +125,11 @@ class _Deployed:
         try:
             done = await self._batcher.submit(inputs, n_rows, token, until_s)
         except (ExtensionRaised, ExtensionBroken):
-            # Whoever sends rows that it cannot bear must not take it away from the others.
             now_s = perf_counter()
-            self._breakers.abandoned(id_, now_s, (now_s - begun_s) * 1e3)
+            if token.shared:  # a group is split, and whoever is guilty comes again
+                self._breakers.abandoned(id_, now_s, (now_s - begun_s) * 1e3)
+            else:
+                self._breakers.raised(id_, now_s, (now_s - begun_s) * 1e3, token.user)
             self._placements.failed(id_, now_s)
             raise
         except ExtensionUnavailable:
@@ -150,7 +152,8 @@ class _Deployed:
             self._breakers.abandoned(id_, now_s, (now_s - begun_s) * 1e3)
             raise
         now_s = perf_counter()
-        self._breakers.succeeded(id_, now_s, (now_s - begun_s) * 1e3, self._card.profile.p50_ms(done.batch_rows))
+        expected_ms = self._card.profile.p50_ms(done.batch_rows)
+        self._breakers.succeeded(id_, now_s, (now_s - begun_s) * 1e3, expected_ms, token.user)
         self._placements.ran(id_, done.ran_ms, now_s)
         return done
 

@@ -158,17 +158,29 @@ def test_jitter_lengthens_the_open_time_at_random_and_by_its_share_at_most() -> 
 
 def test_what_replicas_say_of_themselves_opens_it_too_and_not_again_by_the_same_failures() -> None:
     breakers = made()
-    told = {A: Envelope(A, "", 0.0, n_calls=40, n_failed=30), B: Envelope(B, "", 0.0, n_calls=40, n_failed=3)}
+    told = {A: Envelope(A, "", 0.0, n_calls=40, n_failed=40), B: Envelope(B, "", 0.0, n_calls=40, n_failed=39)}
     breakers.observe(told, 0.0)
     assert not breakers.allows(A, 0.0)
     assert breakers.allows(B, 0.0)
+    (standing,) = breakers.standings(0.0)
+    assert standing.why == "all of 40 calls raised, say its replicas"
     for _ in range(3):
         assert breakers.allows(A, 1.0)
         breakers.succeeded(A, 1.0, 0.0)
     breakers.observe(told, 5.0)
     assert breakers.allows(A, 5.0)
-    breakers.observe(told, 30.0)
-    assert not breakers.allows(A, 30.0)
+    breakers.observe(told, 62.0)
+    assert not breakers.allows(A, 62.0)
+
+
+def test_who_had_a_success_here_knows_better_than_replicas_that_only_fail() -> None:
+    breakers = made()
+    told = {A: Envelope(A, "", 0.0, n_calls=40, n_failed=40)}
+    breakers.succeeded(A, 100.0, 1.0)
+    breakers.observe(told, 159.0)
+    assert breakers.allows(A, 159.0)
+    breakers.observe(told, 160.0)
+    assert not breakers.allows(A, 160.0)
 
 
 def test_who_fails_more_than_its_peers_is_ejected_and_never_more_than_the_share() -> None:
@@ -200,10 +212,164 @@ def test_slowness_is_held_against_what_was_expected_of_each() -> None:
     assert standing.why == "10.0 times as slow as its peers"
 
 
-def test_replicas_speak_for_extensions_that_this_process_calls_too_seldom() -> None:
+def test_calls_that_raise_at_the_replicas_make_no_outlier() -> None:
     breakers = made()
-    breakers.observe({A: Envelope(A, "", 0.0, n_calls=50, n_failed=20), B: Envelope(B, "", 0.0, n_calls=50)}, 0.0)
-    assert breakers.eject_outliers([[A, B]], 0.0) == (A,)
+    breakers.observe({A: Envelope(A, "", 0.0, n_calls=50, n_failed=45), B: Envelope(B, "", 0.0, n_calls=50)}, 0.0)
+    assert breakers.eject_outliers([[A, B]], 0.0) == ()
+
+
+def raise_for(breakers: Breakers, user: str, times: int, now_s: float) -> None:
+    for _ in range(times):
+        breakers.raised(A, now_s, 1.0, user)
+
+
+def test_an_extension_that_raises_and_never_did_anything_else_opens_it() -> None:
+    breakers = made()
+    raise_for(breakers, "ann", 4, 0.0)
+    assert breakers.allows(A, 0.0)
+    raise_for(breakers, "ann", 1, 0.0)
+    assert not breakers.allows(A, 0.0)
+    (standing,) = breakers.standings(0.0)
+    assert standing.why == "its last 5 calls raised, and nobody's succeed"
+
+
+def test_as_many_users_in_a_row_open_it_at_once_and_fewer_when_the_last_success_is_long_past() -> None:
+    many = made()
+    for user in "abcdef":
+        many.succeeded(A, 10.0, 1.0, user=user)
+    for user in "abcd":
+        many.raised(A, 11.0, 1.0, user)
+    assert many.allows(A, 11.0)
+    many.raised(A, 11.0, 1.0, "e")
+    assert not many.allows(A, 11.0)
+    two = made()
+    for user in "ab":
+        two.succeeded(A, 10.0, 1.0, user=user)
+        raise_for(two, user, 10, 11.0)
+        two.succeeded(A, 12.0, 1.0, user="a")
+    raise_for(two, "a", 10, 21.9)
+    assert two.allows(A, 21.9)
+    raise_for(two, "b", 1, 22.1)
+    assert not two.allows(A, 22.1)
+
+
+def test_another_user_speaks_for_it_longer_than_those_for_whom_it_raises() -> None:
+    breakers = made()
+    breakers.succeeded(A, 100.0, 1.0, user="ben")
+    raise_for(breakers, "ann", 50, 159.0)
+    assert breakers.allows(A, 159.0)
+    raise_for(breakers, "ann", 1, 160.0)
+    assert not breakers.allows(A, 160.0)
+
+
+def test_a_success_of_those_for_whom_it_raises_does_not_silence_the_others() -> None:
+    breakers = made()
+    breakers.succeeded(A, 100.0, 1.0, user="ben")
+    breakers.succeeded(A, 101.0, 1.0, user="ann")
+    raise_for(breakers, "ann", 50, 120.0)
+    assert breakers.allows(A, 120.0)
+
+
+def test_only_what_raised_since_the_last_success_counts() -> None:
+    breakers = made()
+    for user in "abcd":
+        breakers.raised(A, 0.0, 1.0, user)
+    breakers.succeeded(A, 1.0, 1.0, user="a")
+    raise_for(breakers, "e", 10, 2.0)
+    assert breakers.allows(A, 2.0)
+    breakers.succeeded(A, 3.0, 1.0, user="a")
+    raise_for(breakers, "e", 4, 100.0)
+    assert breakers.allows(A, 100.0)
+
+
+def test_what_succeeds_elsewhere_as_its_replicas_tell_speaks_for_it_too() -> None:
+    breakers = made()
+    breakers.observe({A: Envelope(A, "", 0.0, n_calls=50, n_failed=49)}, 0.0)
+    raise_for(breakers, "ann", 50, 1.0)
+    assert breakers.allows(A, 1.0)
+    breakers.observe({A: Envelope(A, "", 0.0, n_calls=10, n_failed=10)}, 2.0)
+    raise_for(breakers, "ann", 1, 2.0)
+    assert not breakers.allows(A, 2.0)
+
+
+def test_bad_rows_do_not_keep_probes_from_closing_it_and_only_bad_rows_open_it_again() -> None:
+    breakers = broken()
+    for _ in range(3):
+        assert breakers.allows(A, 1.0)
+        breakers.raised(A, 1.0, 0.0, "ann")
+        assert breakers.allows(A, 1.0)
+        breakers.succeeded(A, 1.0, 0.0, user="ben")
+    assert breakers.state(A, 1.0) == "closed"
+    alone = broken()
+    for i in range(5):
+        assert alone.state(A, 1.0) == "half-open"
+        assert alone.allows(A, 1.0), i
+        alone.raised(A, 1.0, 0.0, "ann")
+    assert alone.state(A, 1.0) == "open"
+    assert alone.standings(1.0)[0].opens_in_s == 2.0
+
+
+USERS = ("", "ann", "ben", "cid", "dee", "eve", "fay")
+PAUSES = st.floats(0.0, 4.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(USERS), PAUSES), max_size=60), st.sampled_from(USERS))
+@settings(deadline=None)
+def test_one_client_who_sends_bad_rows_for_ever_never_opens_it_while_others_succeed(
+    rounds: list[tuple[int, str, float]], guilty: str
+) -> None:
+    breakers = made()
+    now_s = 0.0
+    for n_bad, user, pause_s in rounds:
+        # Others by name: they may come as seldom as once in `trust_s`.
+        now_s += pause_s if user in ("", guilty) else 10.0 * pause_s
+        breakers.succeeded(A, now_s, 1.0, user=user)
+        for i in range(n_bad):
+            breakers.raised(A, now_s + i / 30.0, 1.0, guilty)
+            assert breakers.state(A, now_s + i / 30.0) == "closed"
+        now_s += 1.0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["good", "bad"]), st.sampled_from(USERS), PAUSES), max_size=40),
+    st.lists(st.tuples(st.sampled_from(USERS), st.floats(0.01, 4.0)), min_size=60, max_size=60),
+)
+@settings(deadline=None)
+def test_an_extension_that_raises_for_everybody_is_let_alone_soon_and_comes_back_by_probes(
+    before: list[tuple[str, str, float]], after: list[tuple[str, float]]
+) -> None:
+    breakers = made()
+    now_s = 0.0
+
+    def call(good: bool, user: str) -> None:
+        if breakers.allows(A, now_s):
+            if good:
+                breakers.succeeded(A, now_s, 0.0, user=user)
+            else:
+                breakers.raised(A, now_s, 0.0, user)
+
+    for what, user, pause_s in before:
+        now_s += pause_s
+        call(what == "good", user)
+    callers: list[str] = []
+    begun_s = now_s
+    for user, pause_s in after:
+        now_s += pause_s
+        call(False, user)
+        callers.append(user)
+        # Once all have called, the last success is soon long enough ago; and at the latest when nobody trusts it.
+        all_called = set(callers) == set(USERS) and now_s - begun_s > PLAIN.window_s
+        if breakers.state(A, now_s) == "open":
+            break
+        if len(callers) >= PLAIN.in_a_row:
+            assert len(set(callers)) < PLAIN.in_a_row
+            assert not all_called
+            assert now_s - begun_s < PLAIN.trust_s
+    # It is well again: half-open, a few calls are let through, and close it.
+    now_s += PLAIN.longest_open_s
+    for _ in range(PLAIN.probes):
+        call(True, "ann")
+    assert breakers.state(A, now_s) == "closed"
 
 
 def test_an_extension_without_peers_or_with_all_of_them_out_is_not_ejected() -> None:
@@ -220,7 +386,8 @@ def test_what_comes_back_under_the_same_id_is_judged_anew() -> None:
 
 
 EVENTS = st.lists(
-    st.tuples(st.sampled_from(["ask", "ask", "good", "bad", "bad", "drop", "look"]), st.floats(0.0, 3.0)), max_size=120
+    st.tuples(st.sampled_from(["ask", "ask", "good", "bad", "bad", "raise", "drop", "look"]), st.floats(0.0, 3.0)),
+    max_size=120,
 )
 
 
@@ -247,7 +414,12 @@ def test_whatever_happens_no_call_passes_while_open_and_few_do_while_half_open(
                 probing.append(now_s)
         elif started and what != "look":
             at = started.pop(0)
-            report = {"good": breakers.succeeded, "bad": breakers.failed, "drop": breakers.abandoned}[what]
+            report = {
+                "good": breakers.succeeded,
+                "bad": breakers.failed,
+                "raise": breakers.raised,
+                "drop": breakers.abandoned,
+            }[what]
             report(A, now_s, (now_s - at) * 1e3)
             if at in probing:
                 probing.remove(at)

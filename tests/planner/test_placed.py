@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Coroutine, Mapping
 from time import perf_counter
@@ -44,9 +45,13 @@ class Bench:
     """Queues over calls that add 1 in the deployment; inline, 10 is added."""
 
     def __init__(self, error: FenixError | None = None) -> None:
+        self.refuses = math.nan  # a value that it cannot bear
+
         def deployed(rows: dict[str, Array]) -> Mapping[str, Produced]:
             if error is not None:
                 raise error
+            if (rows["x"] == self.refuses).any():
+                raise ExtensionRaised("it cannot bear these rows")
             return {"y": Produced(rows["x"] + 1)}
 
         self.calls = PacedCalls({TINY.id: deployed})
@@ -59,8 +64,8 @@ class Bench:
             Breakers(random.Random(0)),
         )
 
-    async def submit(self, x: Part, card: Card = TINY) -> list[list[float]]:
-        done = await self.placed.of(card).submit({"x": x}, len(x), FAR)
+    async def submit(self, x: Part, card: Card = TINY, token: Token = FAR) -> list[list[float]]:
+        done = await self.placed.of(card).submit({"x": x}, len(x), token)
         return np.asarray(done.outputs["y"].values).tolist()  # type: ignore[no-any-return]
 
     def would_be_inline(self) -> bool:
@@ -214,6 +219,51 @@ def test_an_extension_that_keeps_failing_is_let_alone_and_inline_it_counts_as_he
         bench.placed.place(TINY, plus_10)
         assert bench.placed.is_healthy(TINY.id)
         assert await bench.submit(rows(1)) == [[11]]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("error", [ExtensionRaised("no"), ExtensionBroken("no")])
+def test_an_extension_that_raises_for_everybody_is_let_alone_too(error: FenixError) -> None:
+    async def scenario() -> None:
+        bench = Bench(error)
+        for i in range(5):
+            assert bench.placed.is_healthy(TINY.id)
+            with pytest.raises(type(error)):
+                await bench.submit(rows(i))
+        assert not bench.placed.is_healthy(TINY.id)
+        with pytest.raises(ExtensionUnavailable, match="let alone"):
+            await bench.submit(rows(1))
+
+    run(scenario())
+
+
+def test_one_users_bad_rows_take_an_extension_from_nobody() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.refuses = -1.0
+        ann, ben = Token(1e9, user="ann"), Token(1e9, user="ben")
+        assert await bench.submit(rows(1), token=ben) == [[2]]
+        for _ in range(30):
+            with pytest.raises(ExtensionRaised):
+                await bench.submit(rows(-1), token=ann)
+        assert bench.placed.is_healthy(TINY.id)
+        assert await bench.submit(rows(1), token=ben) == [[2]]
+
+    run(scenario())
+
+
+def test_a_group_that_is_split_counts_for_nothing_and_who_is_left_of_it_once() -> None:
+    async def scenario() -> None:
+        bench = Bench(ExtensionRaised("no"))
+        for _ in range(20):
+            with pytest.raises(ExtensionRaised):
+                await bench.submit(rows(1, 2), token=Token(1e9, shared=True))
+        for i in range(5):
+            assert bench.placed.is_healthy(TINY.id)
+            with pytest.raises(ExtensionRaised):
+                await bench.submit(rows(i))
+        assert not bench.placed.is_healthy(TINY.id)
 
     run(scenario())
 
