@@ -109,7 +109,7 @@ def apply(settings: Settings | None = None) -> None:
 
     Raises ClusterDown if Ray is imported already under other flags, because it would not notice the change.
     """
-    flags = of(settings) if settings else FIXED | {OTHERS_JOIN: "0"}
+    flags = (of(settings) if settings else FIXED | {OTHERS_JOIN: "0"}) | DRIVER_FLAGS
     at_import = (*FIXED, OTHERS_JOIN)
     if "ray" in sys.modules and any(os.environ.get(name) != flags[name] for name in at_import):
         raise ClusterDown(

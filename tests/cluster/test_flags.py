@@ -48,6 +48,17 @@ def test_the_token_is_made_once_for_the_owner_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_the_router_has_a_loop_of_its_own_where_loops_come_and_go_and_only_there(tmp_path: Path) -> None:
+    code = (
+        "from cluster import flags; flags.apply();"
+        "from ray.serve._private.constants import RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP as own; print(own)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "True"
+    settings = load(environment={}, overrides={"state_dir": str(tmp_path)})
+    assert flags.environment(settings)["RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"] == "0"
+
+
 def test_flags_that_come_after_ray_are_refused() -> None:
     code = "import os; os.environ.pop('RAY_AUTH_MODE', None); import ray; from cluster import flags; flags.apply()"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -103,10 +103,22 @@ def test_a_combiner_is_worth_what_it_combines_and_not_measured_itself() -> None:
     assert not ends(NEXT, SIGN)
 
 
+def test_one_size_is_enough_to_know_what_a_call_takes() -> None:
+    """As for an extension that takes one row at a time."""
+
+    def slow(rows: dict[str, Array]) -> Mapping[str, Rows]:
+        time.sleep(0.005)
+        return signer(rows)
+
+    samples = [{"x": np.ones(1, np.float32)}]
+    profile = asyncio.run(measure_latency(CARD, samples, LocalCalls({CARD.id: slow})))
+    assert profile.fixed_ms > 4.0
+
+
 def test_the_profile_separates_the_fixed_part_from_the_part_per_row() -> None:
     samples = [{"x": np.ones(n, np.float32)} for n in (1, 16, 64)]
     profile = asyncio.run(measure_latency(CARD, samples, LocalCalls({CARD.id: signer})))
-    assert profile.n_calls == 21
+    assert profile.n_calls == 24
     assert 0.0 <= profile.fixed_ms < 1000.0
     assert profile.per_kilo_ms == 0.0
     assert profile.p99_ratio >= 1.0
