@@ -21,6 +21,7 @@ from planner.fusion import Rules
 
 Report = Callable[[str], None]
 
+ROUTER = "deployments.routing.QuickestRouter"
 START_TIMEOUT_S = 300.0
 _POLL_S = 0.1
 
@@ -70,7 +71,7 @@ def application(card: Card, installation: Installation) -> serve.Application:
         ray_actor_options=actor,
         # Queues are ours (planner/batching.py): a replica that refuses makes Serve's router sleep 25 to 500 ms.
         max_ongoing_requests=1_024,
-        request_router_config=RequestRouterConfig(request_router_class="deployments.routing.QuickestRouter"),
+        request_router_config=RequestRouterConfig(request_router_class=ROUTER),
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.2,

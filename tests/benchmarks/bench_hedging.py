@@ -1,10 +1,11 @@
-"""What second calls bring where a replica is slow: the same load without and with them, one after the other.
+"""What choosing replicas and second calls bring where a replica is slow: the same load three times, one by one.
 
-    python -m tests.benchmarks.bench_hedging [--seconds 40] [--rounds 3]
+    python -m tests.benchmarks.bench_hedging [--seconds 40] [--rounds 1]
 
-Three replicas of an extension that waits 3 ms for each row, one row a call. In `stalls` every 100th call of each
-replica takes 100 ms longer; in `slow` one replica takes 100 ms longer for all calls of one second in ten. The extra
-work is what the replicas were called beyond once for each row.
+Three replicas of an extension that waits 10 ms for each row, one row a call. In `stalls` every 100th call of each
+replica takes 300 ms longer; in `slow` all calls of one replica do. Compared are Serve's own choice of replicas without
+second calls (`serve`), ours without (`chosen`), and ours with them (`hedged`). The extra work is what the replicas
+were called beyond once for each row.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from planner.features import Array, Feature
 from tests.benchmarks.load import DIGITS, Load, Spread, ratio, wrk
 
 N_REPLICAS, N_CONNECTIONS = 3, 2
-CALL_S, STALL_S = 0.003, 0.1
-EVERY, SPELL_S, PERIOD_S = 100, 1.0, 10.0
-CASES = {"stalls": "every 100th call stalls", "slow": "one replica is slow in spells"}
-SHARES = {"without": 0.0, "with": 0.03}
+CALL_S, STALL_S, EVERY = 0.01, 0.3, 100
+CASES = {"stalls": "every 100th call stalls", "slow": "one of three replicas is slow"}
+SERVES_OWN = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
+OURS = "deployments.routing.QuickestRouter"
+# The router, and the most calls that are sent twice.
+ARMS = {"serve": (SERVES_OWN, 0.0), "chosen": (OURS, 0.0), "hedged": (OURS, 0.03)}
 
 
 class Waits(Extension):
-    """Gives a number back after 3 ms, and counts its calls in a file of the replica's own."""
+    """Gives a number back after 10 ms, and counts its calls in a file of the replica's own."""
 
     inputs = {"x": Feature("benchmark/number", "FP32", (1,))}
     outputs = {"x": Feature("benchmark/waited", "FP32", (1,))}
@@ -58,10 +61,7 @@ class Waits(Extension):
     def infer(self, *, x: Array, **_: Any) -> Array:
         self._n_calls += 1
         os.pwrite(self._counter, str(self._n_calls).encode(), 0)
-        if self._case == "stalls":
-            stalls = self._n_calls % EVERY == 0
-        else:
-            stalls = self._is_slow and time.time() % PERIOD_S < SPELL_S
+        stalls = self._n_calls % EVERY == 0 if self._case == "stalls" else self._is_slow
         time.sleep(CALL_S + (STALL_S if stalls else 0.0))
         return x
 
@@ -81,8 +81,9 @@ def n_calls(folder: Path, case: str) -> int:
     return sum(int(path.read_text() or 0) for path in folder.glob(f"waits-{case}.*.calls"))
 
 
-def run(share: float, seconds: float, report: Callable[[str], None]) -> dict[str, Seen]:
+def run(arm: str, seconds: float, report: Callable[[str], None]) -> dict[str, Seen]:
     """Both cases on a cluster of their own."""
+    router, share = ARMS[arm]
     with tempfile.TemporaryDirectory(prefix="fenix-hedging-") as folder:
         state, counts = Path(folder) / "state", Path(folder) / "counts"
         counts.mkdir()
@@ -95,6 +96,7 @@ def run(share: float, seconds: float, report: Callable[[str], None]) -> dict[str
         lifecycle.up(settings, report)
         try:
             with lifecycle.connected(settings):
+                from deployments import applications
                 from deployments.deployer import deploy
                 from deployments.loading import describe
 
@@ -102,6 +104,7 @@ def run(share: float, seconds: float, report: Callable[[str], None]) -> dict[str
                     describe("tests.benchmarks.bench_hedging:Waits", {"case": case, "folder": str(counts)})
                     for case in CASES
                 ]
+                applications.ROUTER = router
                 deploy(cards, [], lifecycle.installation(settings), report)
             return {case: load(settings.http_url, case, counts, seconds) for case in CASES}
         finally:
@@ -129,10 +132,10 @@ def main() -> None:
     def report(text: str) -> None:
         print(f"  {text}", file=sys.stderr, flush=True)
 
-    seen: dict[tuple[str, str], list[Seen]] = {(arm, case): [] for arm in SHARES for case in CASES}
+    seen: dict[tuple[str, str], list[Seen]] = {(arm, case): [] for arm in ARMS for case in CASES}
     for i in range(arguments.rounds):
-        for arm, share in SHARES.items():
-            for case, found in run(share, arguments.seconds, report).items():
+        for arm in ARMS:
+            for case, found in run(arm, arguments.seconds, report).items():
                 seen[arm, case].append(found)
                 now = found.load
                 print(
@@ -142,9 +145,14 @@ def main() -> None:
                 )
     print()
     for case, what in CASES.items():
-        without, hedged = seen["without", case], seen["with", case]
-        gain = ratio([one.load.p999_ms for one in without], [one.load.p999_ms for one in hedged])
-        print(f"{what}: p99.9 {gain} times lower, extra work {Spread.of([100 * one.extra for one in hedged])} %")
+        hedged = seen["hedged", case]
+        gains = [
+            f"{ratio([one.load.p999_ms for one in seen[arm, case]], [one.load.p999_ms for one in hedged])} ({arm})"
+            for arm in ARMS
+            if arm != "hedged"
+        ]
+        extra = Spread.of([100 * one.extra for one in hedged])
+        print(f"{what}: p99.9 lower by {' and '.join(gains)} times, extra work {extra} %")
 
 
 if __name__ == "__main__":
