@@ -1,4 +1,4 @@
-"""The board: the latest envelope of every replica and the breakers of every gateway, kept in memory by one actor.
+"""The board: the latest envelope of every replica and what every gateway reports, kept in memory by one actor.
 
 What is on it runs out unless it is put there again, so nothing of the dead stays. A follower asks for what changed
 since the version it has; the board answers as soon as there is something. Nothing here is needed to answer a request:
@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -50,16 +50,26 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything on the board: an envelope per replica, the breakers by gateway."""
+    """Everything on the board: an envelope per replica; by gateway the breakers and what runs in its own process."""
 
     envelopes: tuple[Envelope, ...] = ()
     standings: Mapping[str, tuple[Standing, ...]] = field(default_factory=dict)
+    inline: Mapping[str, frozenset[ExtensionId]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Pinned:
     envelope: Envelope
     version: int
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """Of a gateway."""
+
+    standings: tuple[Standing, ...]
+    inline: frozenset[ExtensionId]
     until_s: float
 
 
@@ -73,7 +83,7 @@ class Board:
         self._pinned: dict[str, _Pinned] = {}
         self._gone: dict[str, int] = {}  # replica -> version at which it went, oldest first
         self._forgotten = 0  # followers behind this version cannot be told what has gone
-        self._standings: dict[str, tuple[float, tuple[Standing, ...]]] = {}
+        self._reports: dict[str, _Report] = {}
         self._look_again_s = math.inf  # nothing runs out before
         self.version = 0
 
@@ -94,14 +104,16 @@ class Board:
             self.version += 1
             self._drop(replica)
 
-    def report(self, gateway: str, standings: Sequence[Standing], ttl_s: float) -> None:
-        """Shows the breakers of a gateway in place of its last ones, for `ttl_s`."""
-        self._standings.pop(gateway, None)
+    def report(
+        self, gateway: str, standings: Sequence[Standing], ttl_s: float, inline: Iterable[ExtensionId] = ()
+    ) -> None:
+        """Shows the breakers of a gateway, and what runs inline there, in place of its last report, for `ttl_s`."""
+        self._reports.pop(gateway, None)
         until_s = self._clock() + ttl_s
-        self._standings[gateway] = (until_s, tuple(standings))
+        self._reports[gateway] = _Report(tuple(standings), frozenset(inline), until_s)
         self._look_again_s = min(self._look_again_s, until_s)
-        while len(self._standings) > MOST_GATEWAYS:
-            del self._standings[next(iter(self._standings))]
+        while len(self._reports) > MOST_GATEWAYS:
+            del self._reports[next(iter(self._reports))]
 
     def since(self, board: str, version: int) -> News:
         """What changed after `version` of that life of the board."""
@@ -118,7 +130,11 @@ class Board:
     def snapshot(self) -> Snapshot:
         """Everything that counts now."""
         self.expire()
-        return Snapshot(self._all(), {gateway: standings for gateway, (_, standings) in self._standings.items()})
+        return Snapshot(
+            self._all(),
+            {gateway: report.standings for gateway, report in self._reports.items()},
+            {gateway: report.inline for gateway, report in self._reports.items()},
+        )
 
     def expire(self) -> None:
         """Takes off what has run out."""
@@ -130,8 +146,8 @@ class Board:
             self.version += 1
         for replica in late:
             self._drop(replica)
-        self._standings = {gateway: told for gateway, told in self._standings.items() if told[0] > now_s}
-        ends = [*(pinned.until_s for pinned in self._pinned.values()), *(end for end, _ in self._standings.values())]
+        self._reports = {gateway: report for gateway, report in self._reports.items() if report.until_s > now_s}
+        ends = [one.until_s for known in (self._pinned, self._reports) for one in known.values()]
         self._look_again_s = min(ends, default=math.inf)
 
     def look_again_s(self) -> float:
@@ -172,9 +188,11 @@ class WatchedBoard:
         self._board.withdraw(replica)
         await self._tell()
 
-    async def report(self, gateway: str, standings: Sequence[Standing], ttl_s: float) -> None:
+    async def report(
+        self, gateway: str, standings: Sequence[Standing], ttl_s: float, inline: Iterable[ExtensionId] = ()
+    ) -> None:
         """See `Board.report`."""
-        self._board.report(gateway, standings, ttl_s)
+        self._board.report(gateway, standings, ttl_s, inline)
 
     async def snapshot(self) -> Snapshot:
         """See `Board.snapshot`."""
@@ -239,9 +257,11 @@ class BoardClient:
         """See `Board.withdraw`."""
         await self._call("withdraw", replica)
 
-    async def report(self, gateway: str, standings: Sequence[Standing], ttl_s: float) -> None:
+    async def report(
+        self, gateway: str, standings: Sequence[Standing], ttl_s: float, inline: Iterable[ExtensionId] = ()
+    ) -> None:
         """See `Board.report`."""
-        await self._call("report", gateway, tuple(standings), ttl_s)
+        await self._call("report", gateway, tuple(standings), ttl_s, frozenset(inline))
 
     async def snapshot(self) -> Snapshot:
         """See `Board.snapshot`."""

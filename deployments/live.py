@@ -1,18 +1,24 @@
-"""What `fenix status` shows of each extension right now: its replicas' envelopes and the gateways' breakers."""
+"""What `fenix status` shows of each extension right now: its replicas' envelopes, the gateways' breakers, and where it
+runs; and what the steward did."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deployments.board import BoardClient, Snapshot
+from deployments.gateway.metadata import Running, parts_of, placement_of
 from deployments.registry import RegistryClient
+from deployments.steward import Deed, StewardClient
 from planner.breakers import State
 from planner.cards import Card, ExtensionId
 from planner.envelopes import merged, temperature_of
+from planner.errors import ClusterDown
 
+MOST_DEEDS = 20
 _WORST_FIRST: tuple[State, ...] = ("open", "half-open", "closed")
 
 
@@ -21,7 +27,8 @@ class Live:
     """One extension version over all its replicas, for the last ten seconds. None where nothing was measured.
 
     A call is a batch, and its latency that inside the replica. `confidence_p50` is the median after temperature
-    scaling. `breaker` is the worst that a gateway has, "" where none has one; `why` is what opened it.
+    scaling. `breaker` is the worst that a gateway has, "" where none has one; `why` is what opened it. `placement` is
+    "inline" where `n_inline` > 0 gateways run it in their own process; `parts` are those of a fused one.
     """
 
     id: str
@@ -38,29 +45,46 @@ class Live:
     gpu_share: float | None
     breaker: str = ""
     why: str = ""
+    placement: Running = "remote"
+    n_inline: int = 0
+    parts: tuple[ExtensionId, ...] = ()
 
 
-def live() -> tuple[Live, ...]:
-    """Every extension on the board of the cluster this process is connected to, by id. Raises ClusterDown."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Every extension on the board, by id, and the last deeds of the steward, oldest first."""
 
-    async def ask() -> tuple[Snapshot, Mapping[ExtensionId, Card]]:
-        return await BoardClient().snapshot(), (await RegistryClient(timeout_s=5.0).catalogue()).cards
+    extensions: tuple[Live, ...] = ()
+    deeds: tuple[Deed, ...] = ()
 
-    return summary(*asyncio.run(ask()))
+
+def look() -> Look:
+    """What the cluster that this process is connected to tells now. Raises ClusterDown."""
+
+    async def ask() -> Look:
+        snapshot, cards = await BoardClient().snapshot(), (await RegistryClient(timeout_s=5.0).catalogue()).cards
+        try:
+            deeds = await StewardClient().deeds()
+        except ClusterDown:  # where nothing is to be fused there is none
+            deeds = ()
+        return Look(summary(snapshot, cards), deeds[-MOST_DEEDS:])
+
+    return asyncio.run(ask())
 
 
 def summary(snapshot: Snapshot, cards: Mapping[ExtensionId, Card]) -> tuple[Live, ...]:
-    """The same from what the board and the catalogue hold."""
+    """The extensions from what the board and the catalogue hold."""
     breakers = sorted(
         (standing for standings in snapshot.standings.values() for standing in standings),
         key=lambda standing: _WORST_FIRST.index(standing.state),
         reverse=True,
     )
     worst = {standing.extension: standing for standing in breakers}  # the last one said stays
+    n_inline = Counter(extension for inline in snapshot.inline.values() for extension in inline)
     found = []
     for extension, envelope in sorted(merged(snapshot.envelopes).items()):
-        temperature = temperature_of(cards[extension]) if extension in cards else 1.0
-        standing = worst.get(extension)
+        card, standing = cards.get(extension), worst.get(extension)
+        temperature = 1.0 if card is None else temperature_of(card)
         found.append(
             Live(
                 id=extension,
@@ -77,6 +101,9 @@ def summary(snapshot: Snapshot, cards: Mapping[ExtensionId, Card]) -> tuple[Live
                 gpu_share=_measured(envelope.gpu_share, 4),
                 breaker=standing.state if standing is not None else "",
                 why=standing.why if standing is not None else "",
+                placement="remote" if card is None else placement_of(card, n_inline),
+                n_inline=n_inline[extension],
+                parts=() if card is None else parts_of(card),
             )
         )
     return tuple(found)

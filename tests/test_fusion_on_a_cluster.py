@@ -100,6 +100,7 @@ def load(url: str, stop: threading.Event) -> None:
 
 def test_a_hot_chain_is_fused_wins_answers_the_same_and_goes_when_a_part_gets_a_new_version(eager: Settings) -> None:
     from deployments.deployer import deploy
+    from deployments.live import look
     from deployments.loading import describe
     from deployments.steward import StewardClient
 
@@ -114,6 +115,7 @@ def test_a_hot_chain_is_fused_wins_answers_the_same_and_goes_when_a_part_gets_a_
             wait_until(lambda: ask(http, rows)[0][0].startswith("fused.stage1.stage2.stage3@"), within_s=60.0)
             (card,) = fused(http)
             assert "stage1@1, then stage2@1, then stage3@1" in card["description"]
+            assert (card["placement"], card["parts"]) == ("fused", ["stage1@1", "stage2@1", "stage3@1"])
             _, same_values, same_confidence = ask(http, rows)
             assert same_values.tobytes() == values.tobytes()
             assert same_confidence.tobytes() == confidence.tobytes()
@@ -124,6 +126,7 @@ def test_a_hot_chain_is_fused_wins_answers_the_same_and_goes_when_a_part_gets_a_
         finally:
             stop.set()
             worker.join()
-    first, second = asyncio.run(StewardClient(10.0).deeds())[:2]
+    first, second = deeds = asyncio.run(StewardClient(10.0).deeds())[:2]
     assert (first.action, first.extension, first.parts) == ("fused", card["id"], ("stage1@1", "stage2@1", "stage3@1"))
     assert (second.action, second.why) == ("retired", "stage2@2 is newer than stage2@1")
+    assert look().deeds[:2] == deeds

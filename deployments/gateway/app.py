@@ -90,19 +90,21 @@ class Gateway:
                     _log.warning("latency profiles not stored: %s", error.text())
 
     async def _judge(self) -> None:
-        """Leaves out extensions that do much worse than what could stand in for them, and shows who is left out."""
+        """Leaves out extensions that do much worse than what could stand in for them. Shows who is left out, and what
+        runs inline."""
         gateway = uuid.uuid4().hex
-        told: tuple[Standing, ...] = ()
+        told: tuple[tuple[Standing, ...], frozenset[ExtensionId]] = (), frozenset()
         breakers = self._engine.placed.breakers
         while True:
             await asyncio.sleep(JUDGE_EVERY_S)
             now_s = perf_counter()
             breakers.eject_outliers(self._engine.alternatives(), now_s)
             standings = tuple(one for one in breakers.standings(now_s) if one.state != "closed")
-            if standings or told:
+            inline = self._engine.inline()
+            if standings or inline or any(told):
                 try:
-                    await self._board.report(gateway, standings, ttl_s=5 * JUDGE_EVERY_S)
-                    told = standings
+                    await self._board.report(gateway, standings, 5 * JUDGE_EVERY_S, inline)
+                    told = standings, inline
                 except FenixError as error:
                     _log.debug("%s", error.text())
 

@@ -100,6 +100,10 @@ class Engine:
         """Whether requests can be answered."""
         return self._ready()
 
+    def inline(self) -> frozenset[ExtensionId]:
+        """The extensions that run in this process now."""
+        return self.placed.inline()
+
     def changed_profiles(self) -> dict[ExtensionId, LatencyProfile]:
         """Latency profiles that live traffic shows to differ from the cards'."""
         return self._profiles.changed({id_: card.profile for id_, card in self._catalogue.cards.items()})

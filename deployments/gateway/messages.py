@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from planner.cards import ExtensionId
 from planner.catalogue import Catalogue
 from planner.convoys import Convoy
 from planner.features import Array, Rows
@@ -82,6 +83,9 @@ class Engine(Protocol):
 
     def ready(self) -> bool:
         """Whether requests can be answered: the catalogue is there and followed."""
+
+    def inline(self) -> frozenset[ExtensionId]:
+        """The extensions that run in this process now."""
 
     def route(self, request: InferRequest) -> Route:
         """The way of a request that names its model, for it and for all of its kind; nothing is run."""

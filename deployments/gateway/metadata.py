@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import Literal
 
+from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.errors import NotFound, near
 from planner.features import Port
 
 SERVER_NAME = "fenix"
 PROTOCOL_EXTENSIONS = ("binary_tensor_data", "model_repository")
+Running = Literal["inline", "remote", "fused"]
 
 
 def server_version() -> str:
@@ -76,6 +78,20 @@ def find_model(catalogue: Catalogue, name: str, version: str = "") -> ModelInfo:
         _tensors(card.inputs),
         _tensors(card.outputs),
     )
+
+
+def placement_of(card: Card, inline: Container[ExtensionId]) -> Running:
+    """Where an extension runs as things are: in the gateway's own process, which runs those of `inline`; in a
+    deployment of its own; or, with all its parts, in one deployment."""
+    if card.id in inline:
+        return "inline"
+    return "fused" if card.kind == "fused" else "remote"
+
+
+def parts_of(card: Card) -> tuple[ExtensionId, ...]:
+    """What a fused extension is made of, in order; of others nothing."""
+    parts = card.options.get("parts", ()) if card.kind == "fused" else ()
+    return tuple(ExtensionId(f"{part['name']}@{part['version']}") for part in parts)
 
 
 def all_models(catalogue: Catalogue) -> Iterator[tuple[str, str]]:

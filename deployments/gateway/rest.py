@@ -271,15 +271,17 @@ def _v1(engine: Engine, limits: Limits) -> APIRouter:
     async def extensions(limit: _Limit = 1000, offset: _Offset = 0) -> Extensions:
         """All extension versions, a page at a time."""
         catalogue = engine.catalogue
-        page = list(catalogue.cards.values())[offset : offset + limit]
+        page, inline = list(catalogue.cards.values())[offset : offset + limit], engine.inline()
         return Extensions(
-            epoch=catalogue.epoch, total=len(catalogue.cards), extensions=[ExtensionInfo.of(card) for card in page]
+            epoch=catalogue.epoch,
+            total=len(catalogue.cards),
+            extensions=[ExtensionInfo.of(card, inline) for card in page],
         )
 
     @router.get("/extensions/{id}", responses=_READING)
     async def extension(id: str) -> ExtensionInfo:
         """One extension version, `name@version`; a bare name will do where there is one version."""
-        return ExtensionInfo.of(engine.catalogue.card(id))
+        return ExtensionInfo.of(engine.catalogue.card(id), engine.inline())
 
     @router.get("/goals", responses=_may_answer(400, 500))
     async def goals(limit: _Limit = 1000, offset: _Offset = 0) -> Goals:

@@ -7,15 +7,15 @@ The V2 infer routes do not use these: `codec.py` reads them without pydantic. `r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.gateway.codec import MAX_DIMENSIONS, MAX_ID_CHARS, MAX_INPUTS, MAX_NAME_CHARS, json_data, output_arrays
 from deployments.gateway.messages import Explanation, InferAnswer
-from deployments.gateway.metadata import ModelInfo
-from planner.cards import Card, Placement, Sharing
+from deployments.gateway.metadata import ModelInfo, Running, parts_of, placement_of
+from planner.cards import Card, ExtensionId, Placement, Sharing
 from planner.features import Array, Port, datatype_of
 from planner.goals import Goal, Terms
 from planner.plans import Binding, Plan, StepRecord
@@ -461,10 +461,13 @@ class ExtensionInfo(Closed):
     replaces: list[str]
     deterministic: bool
     cache: Sharing = Field(description="Who may get a kept result: everyone, the same tags, the same user, or nobody.")
-    placement: Placement = Field(description="Whether it may run in the gateway's own process.")
+    placement: Running = Field(description="Where it runs now, as the gateway that answers has it.")
+    placement_asked: Placement = Field(description="Whether it may run in the gateway's own process, as its card says.")
+    parts: list[str] = Field(description="What a fused extension is made of.")
 
     @classmethod
-    def of(cls, card: Card) -> ExtensionInfo:
+    def of(cls, card: Card, inline: Container[ExtensionId]) -> ExtensionInfo:
+        """`inline` are those that run in the gateway's own process."""
         profile, (low, high) = card.profile, card.accuracy.interval()
         return cls(
             id=card.id,
@@ -487,7 +490,9 @@ class ExtensionInfo(Closed):
             replaces=list(card.replaces),
             deterministic=card.deterministic,
             cache=card.cache,
-            placement=card.resources.placement,
+            placement=placement_of(card, inline),
+            placement_asked=card.resources.placement,
+            parts=list(parts_of(card)),
         )
 
 

@@ -152,6 +152,12 @@ def _feature_rows(data: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]
     yield grid(("type", "tensor", "given by", "taken by", "wanted by"), rows)
 
 
+_SHARED_WITH = {
+    "shared": "kept results are for everyone",
+    "tags": "kept results are for requests with the same data tags",
+    "user": "kept results are for the same user, with the same data tags",
+    "off": "results are not kept",
+}
 _TABLES = {What.EXTENSIONS: _extensions, What.GOALS: _goals, What.FEATURES: _feature_rows}
 
 
@@ -180,6 +186,10 @@ def _described_extension(card: Mapping[str, Any]) -> Iterator[RenderableType]:
             "not after": ", ".join(card["may_not_follow"]),
             "replaces": ", ".join(card["replaces"]),
             "site": card["site"],
+            "runs": f"{card['placement']} (its card says {card['placement_asked']})",
+            "made of": ", ".join(card["parts"]),
+            "cache": f"{card['cache']}: {_SHARED_WITH[card['cache']]}"
+            + ("" if card["deterministic"] else ", but it is not repeatable, so none are"),
             "repeatable": "yes" if card["deterministic"] else "no: the same input may give another output",
         }
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from cluster.lifecycle import ClusterStatus
     from cluster.settings import Settings
     from deployments.health import Health
-    from deployments.live import Live
+    from deployments.live import Live, Look
+    from deployments.steward import Deed
 
 WATCH_S = 1.0  # between two looks of `status --watch`
 LOOKS_A_REPORT = 5  # of them only each fifth asks Serve and counts processes, which costs a quarter of a second
 
 _STYLES = {"up": "bold green", "starting": "bold yellow", "broken": "bold red", "down": "bold red"}
+_DEEDS_SHOWN = 5
+_DEEDS = {"fused": "bold green", "retired": "", "failed": "bold red"}
 _BREAKERS = {"closed": "green", "half-open": "bold yellow", "open": "bold red"}
 
 
@@ -88,6 +92,8 @@ class _Report:
     found: ClusterStatus
     health: tuple[Health, ...] = ()
     live: tuple[Live, ...] = ()
+    deeds: tuple[Deed, ...] = ()
+    at_s: float = 0.0  # since 1970
 
     def data(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -103,6 +109,7 @@ class _Report:
             "services": [asdict(service) for service in found.services],
             "applications": [asdict(one) for one in self.health],
             "extensions": [asdict(one) for one in self.live],
+            "deeds": [asdict(one) for one in self.deeds],
         }
 
 
@@ -116,18 +123,19 @@ def _report(settings: Settings, replicas: bool, before: _Report | None = None) -
     with lifecycle.connected(lifecycle.running_settings(settings)):
         from deployments.health import health
 
-        return _Report(found, health() if before is None else before.health, _live())
+        now = _look()
+        return _Report(found, health() if before is None else before.health, now.extensions, now.deeds, time.time())
 
 
-def _live() -> tuple[Live, ...]:
-    from deployments.live import live
+def _look() -> Look:
+    from deployments.live import Look, look
     from planner.errors import ClusterDown
 
     try:
-        return live()
+        return look()
     except ClusterDown as error:  # the rest can be shown without
         fail(error.text())
-        return ()
+        return Look()
 
 
 def _watch(settings: Settings, replicas: bool, output: Format) -> None:
@@ -200,11 +208,12 @@ def _shown(report: _Report) -> Iterator[RenderableType]:
         live = {one.id: one for one in report.live}
         columns = ("queue", "calls", "mean", "sd", "errors", "cpu", "memory")
         yield grid(
-            ("serves", "state", "replicas", *columns, "breaker", "detail"),
+            ("serves", "state", "runs", "replicas", *columns, "breaker", "detail"),
             [
                 (
                     one.id,
                     Text(one.state, "green" if one.state == "running" else "bold red"),
+                    live[one.id].placement if one.id in live else "",
                     f"{one.n_running} of {one.n_replicas}",
                     *_cells(live.get(one.id)),
                     one.message or (live[one.id].why if one.id in live else ""),
@@ -212,6 +221,24 @@ def _shown(report: _Report) -> Iterator[RenderableType]:
                 for one in report.health
             ],
             right=("replicas", *columns),
+        )
+    if fused := [one for one in report.live if one.parts]:
+        yield ""
+        yield grid(("fused", "of"), [(one.id, ", ".join(one.parts)) for one in fused])
+    if report.deeds:
+        yield ""
+        yield grid(
+            ("when", "did", "extension", "because"),
+            [
+                (
+                    f"{_duration(report.at_s - deed.at_s)} ago",
+                    Text(deed.action, _DEEDS[deed.action]),
+                    deed.extension,
+                    deed.why,
+                )
+                for deed in report.deeds[-_DEEDS_SHOWN:]
+            ],
+            title="What the steward did last",
         )
 
 

@@ -72,14 +72,18 @@ def test_a_full_board_drops_what_runs_out_first() -> None:
     assert {one.replica for one in board.snapshot().envelopes} == {"r1", "r3"}
 
 
-def test_the_breakers_of_gateways_are_shown_until_they_run_out() -> None:
+def test_what_gateways_report_is_shown_until_it_runs_out() -> None:
     clock = Clock()
     board = Board(clock)
     board.report("g1", [Standing(A, "open", "why", 1.0)], 3.0)
-    board.report("g2", [], 5.0)
+    board.report("g2", [], 5.0, [A, B])
     assert board.snapshot().standings == {"g1": (Standing(A, "open", "why", 1.0),), "g2": ()}
+    assert board.snapshot().inline == {"g1": frozenset(), "g2": {A, B}}
     clock.now_s += 4.0
     assert board.snapshot().standings == {"g2": ()}
+    assert board.snapshot().inline == {"g2": {A, B}}
+    board.report("g2", [], 5.0)
+    assert board.snapshot().inline == {"g2": frozenset()}
 
 
 STEPS = st.lists(

@@ -13,7 +13,8 @@ from deployments.live import Live, summary
 from planner.breakers import Standing
 from planner.cards import Evidence, ExtensionId
 from planner.envelopes import Confidences, Envelope, scaled
-from tests.planner.doubles import card
+from planner.wiring import fused_card, groups_of
+from tests.planner.doubles import card, plan_of, step
 
 A, B = ExtensionId("a@1"), ExtensionId("b@1")
 
@@ -39,6 +40,24 @@ def test_the_worst_breaker_of_all_gateways_is_shown() -> None:
     first, second = summary(Snapshot((Envelope(A, "r1", 0.0), Envelope(B, "r2", 0.0)), standings), {})
     assert (first.breaker, first.why) == ("open", "5 failures in a row")
     assert (second.breaker, second.why) == ("half-open", "slow")
+
+
+def test_each_extension_is_shown_where_it_runs() -> None:
+    chain = plan_of(step(0, "a"), step(1, "b"))
+    (group,) = groups_of(chain, {part.id: part for part in (card("a"), card("b"))})
+    fused = fused_card(group)
+    envelopes = tuple(Envelope(id_, id_, 0.0) for id_ in (A, B, fused.id, ExtensionId("gone@1")))
+    cards = {one.id: one for one in (card("a"), card("b"), fused)}
+    inline = {"g1": frozenset({A}), "g2": frozenset({A, ExtensionId("other@1")}), "g3": frozenset[ExtensionId]()}
+    found = {one.id: one for one in summary(Snapshot(envelopes, {}, inline), cards)}
+    assert {id_: (one.placement, one.n_inline, one.parts) for id_, one in found.items()} == {
+        A: ("inline", 2, ()),
+        B: ("remote", 0, ()),
+        fused.id: ("fused", 0, (A, B)),
+        "gone@1": ("remote", 0, ()),
+    }
+    (taken_in,) = summary(Snapshot((Envelope(fused.id, "r", 0.0),), {}, {"g1": frozenset({fused.id})}), cards)
+    assert (taken_in.placement, taken_in.parts) == ("inline", (A, B))
 
 
 def test_confidences_are_scaled_by_the_temperature_of_the_card() -> None:

@@ -245,6 +245,8 @@ class TestCatalogue:
             card = run("describe", name, gateway=gateway)
             assert re.search(r"^extension +double@1", card.stdout, re.MULTILINE)
             assert "the author's guess" in card.stdout
+            assert re.search(r"^runs +remote \(its card says auto\)", card.stdout, re.MULTILINE)
+            assert re.search(r"^cache +shared: kept results are for everyone", card.stdout, re.MULTILINE)
         assert json.loads(run("describe", "double", "-o", "json", gateway=gateway).stdout)["id"] == "double@1"
 
     def test_names_what_is_near_where_there_is_nothing_of_that_name(self, gateway: Served) -> None:

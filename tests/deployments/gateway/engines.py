@@ -90,6 +90,7 @@ class NumpyEngine:
         default_factory=lambda: Catalogue.of((card for card, _ in FUNCTIONS.values()), (GOAL,), epoch=3)
     )
     is_ready: bool = True
+    placed: frozenset[ExtensionId] = frozenset()  # what is said to run inline
     seen: list[InferRequest] = field(default_factory=list)
     hanging: asyncio.Event = field(default_factory=asyncio.Event)  # a request has begun to hang
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)  # and was cancelled
@@ -97,6 +98,9 @@ class NumpyEngine:
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def inline(self) -> frozenset[ExtensionId]:
+        return self.placed
 
     async def infer(self, request: InferRequest) -> InferAnswer:
         self.seen.append(request)

@@ -16,6 +16,7 @@ from deployments.gateway.limits import Limits
 from deployments.gateway.messages import InferAnswer
 from deployments.gateway.rest import create_app
 from deployments.gateway.schemas import AnswerBody, Inference, InferenceReply
+from planner.cards import ExtensionId
 from planner.features import Rows
 from planner.plans import Plan, Prediction
 from tests.deployments.gateway.engines import GOAL, NumpyEngine, Served
@@ -134,6 +135,14 @@ def test_extensions_and_goals_can_be_looked_at(http: Served) -> None:
     assert card == httpx.get(http.url + "/v1/extensions/double").json()
     assert card["inputs"] == [{"name": "x", "type": "vector", "datatype": "FP32", "shape": [-1], "many": 1}]
     assert card["accuracy"] == {"mean": 1.0, "n_rows": 0, "low": 0.0, "high": 1.0}
+    assert (card["placement"], card["placement_asked"], card["parts"]) == ("remote", "auto", [])
+    http.engine.placed = frozenset({ExtensionId("double@1")})
+    try:
+        assert httpx.get(http.url + "/v1/extensions/double").json()["placement"] == "inline"
+        page = httpx.get(http.url + "/v1/extensions", params={"limit": 2}).json()
+        assert [card["placement"] for card in page["extensions"]] == ["inline", "remote"]
+    finally:
+        http.engine.placed = frozenset()
     (goal,) = httpx.get(http.url + "/v1/goals").json()["goals"]
     assert goal == httpx.get(http.url + "/v1/goals/doubling").json()
     assert (goal["description"], goal["examples"]) == (GOAL.description, list(GOAL.examples))
