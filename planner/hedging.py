@@ -161,7 +161,8 @@ class HedgedCalls(Calls):
         def call() -> Awaitable[Ran]:
             return self._calls.infer(extension, parts, until_s - self._clock(), pair)
 
-        won = await hedged(call, call, delay_s, self.hedging.may_hedge)
+        # A replica that has begun cannot be stopped: only when the loser comes back is it known to be free again.
+        won = await hedged(call, call, delay_s, self.hedging.may_hedge, loser_ends=True)
         self.hedging.observe(extension, n_rows, (self._clock() - started_s) * 1e3)
         return replace(won.value, hedged=True) if won.sent else won.value
 
@@ -180,6 +181,8 @@ async def hedged(
     second: Callable[[], Awaitable[T]],
     delay_s: float | None,
     may_hedge: Callable[[], bool] = lambda: True,
+    *,
+    loser_ends: bool = False,
 ) -> Hedged[T]:
     """Runs `first`; if it is not done after `delay_s` and `may_hedge` agrees, `second` too, and takes who is done
     first. `delay_s` None never sends a second; 0 sends both at once, for alternatives in competition.
@@ -187,7 +190,8 @@ async def hedged(
     A call that fails while the other still runs leaves it to the other; when both fail, the first's error is raised.
     A first that fails before the delay has passed raises at once: trying again is the caller's. When this returns,
     raises or is cancelled, every call that was started is done or has been cancelled, and no task is left without an
-    owner: a loser ends in the background, whatever it raises is taken note of and dropped.
+    owner: a loser ends in the background, whatever it raises is taken note of and dropped. With `loser_ends` it is not
+    cancelled when the other has won, but left to come to its own end.
     """
     if delay_s is None:
         return Hedged(await first())
@@ -203,6 +207,8 @@ async def hedged(
         leader = one if one.done() else two
         other = two if leader is one else one
         if _succeeded(leader):
+            if loser_ends:
+                _leave(other)
             return Hedged(leader.result(), sent=True, won=leader is two)
         await asyncio.wait((other,))
         if _succeeded(other):
@@ -214,7 +220,7 @@ async def hedged(
             _let_go(two)
 
 
-_ending: set[asyncio.Task[Any]] = set()  # losers that were cancelled and are not gone yet: the loop holds no task
+_ending: set[asyncio.Task[Any]] = set()  # losers that are not gone yet: the loop holds no task
 
 
 def _start(call: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
@@ -229,11 +235,18 @@ def _succeeded(task: asyncio.Task[T]) -> bool:
 
 
 def _let_go(task: asyncio.Task[T]) -> None:
-    """Cancels a task that still runs, and sees to it that nobody complains of what it raises."""
+    """Cancels a task that still runs and was not left to itself."""
+    if task not in _ending:
+        if not task.done():
+            task.cancel()
+        _leave(task)
+
+
+def _leave(task: asyncio.Task[T]) -> None:
+    """Leaves a task to itself, and sees to it that nobody complains of what it raises."""
     if task.done():
         _ended(task)
     else:
-        task.cancel()
         _ending.add(task)
         task.add_done_callback(_ended)
 

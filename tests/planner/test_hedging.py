@@ -295,6 +295,7 @@ def ran_in_turn(inner: SlowFirst, n_calls: int, n_replicas: int) -> list[tuple[b
             started_s = clock()
             ran = await calls.infer(A, {"x": [np.zeros(4)]}, 10.0)
             told.append((ran.hedged, clock() - started_s))
+        await asyncio.sleep(2.0)  # losers come to their end
         return told
 
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
@@ -306,7 +307,7 @@ def test_a_call_that_takes_long_is_sent_again_as_its_pair_and_the_answer_says_so
     told = ran_in_turn(inner, 150, n_replicas=2)
     assert [i for i, (was_hedged, _) in enumerate(told) if was_hedged] == [100]
     assert told[100][1] < 0.03
-    assert inner.n_cancelled == 1
+    assert inner.n_cancelled == 0
     assert len(inner.pairs) == 151
     assert [i for i, pair in enumerate(inner.pairs) if inner.pairs.count(pair) == 2] == [100, 101]
 
