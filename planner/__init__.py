@@ -26,6 +26,7 @@ Deciding
     words.py            the English that intent.py knows
     admission.py        whether a request will be in time, and on which plan
     progress.py         what is left of a plan, and what two plans share
+    roster.py           the extensions as a dispatcher sees them
     line.py             whose rows go next
     breakers.py         which extensions are let alone for a while
     hedging.py          when a call is sent to a second replica, and the calls that do so
@@ -38,6 +39,8 @@ Deciding
 Doing
     convoys.py          requests for one plan travel together
     dispatch.py         runs a plan, and changes it on the way
+    attempts.py         one step of a plan: its extension, then its fallbacks
+    competition.py      urgent steps that take unusually long, and a fallback beside them
     results.py          what steps brought, and the rows that later steps take from it
     placed.py           the queue of an extension: inline, or its deployment behind cache and breaker
     step_cache.py       results of steps that are known

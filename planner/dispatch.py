@@ -2,38 +2,30 @@
 
 A request's way through this file: `dispatch` lets it in on the first plan that will be in time (`admission.py`).
 `_Run.walk` goes through the plan; every step waits for its sources, takes its rows from them (`results.py`: all of
-them, or behind a guard only the unsure ones), joins the line of its extension (`_attempt`), and on failure that of its
-fallbacks. After each step two questions are asked: is there time for the rest, and is the rest healthy? If not, or if a
-step failed for good, the next plan that can do better takes over, with every result that it shares (`progress.py`).
+them, or behind a guard only the unsure ones), joins the line of its extension, and on failure that of its fallbacks
+(`attempts.py`). After each step two questions are asked: is there time for the rest, and is the rest healthy? If not,
+or if a step failed for good, the next plan that can do better takes over, with every result that it shares
+(`progress.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from planner.admission import Backlog, BacklogOf, admit
-from planner.batching import Done
-from planner.calls import Part
-from planner.cards import Card, ExtensionId
-from planner.errors import (
-    DeadlineExceeded,
-    ExtensionBroken,
-    ExtensionRaised,
-    ExtensionUnavailable,
-    Overloaded,
-    StepFailed,
-)
+from planner.attempts import FAILURES, Attempt, Course, may_be_one
+from planner.cards import ExtensionId
+from planner.competition import URGENT, Competition
 from planner.features import Array
-from planner.placed import Queue, Queues
-from planner.plans import NO_FLAGS, Answer, Plan, Step, StepId, StepRecord
+from planner.placed import Queues
+from planner.plans import Answer, Plan, Step, StepId, StepRecord
 from planner.progress import after_ms, is_chain, left_ms, needs, shared
-from planner.results import Index, Result, Results, least, with_confidence
+from planner.results import Result, Results, least
+from planner.roster import CardOf, Roster
 from planner.tokens import Token
-
-CardOf = Callable[[ExtensionId], Card | None]
 
 
 def _nothing_waits(extension: ExtensionId, token: Token) -> Backlog | None:
@@ -50,16 +42,17 @@ class Dispatcher:
         at_once: Callable[[Plan], bool] = lambda plan: False,
         backlog_of: BacklogOf = _nothing_waits,
         is_healthy: Callable[[ExtensionId], bool] | None = None,
+        competition: Competition | None = None,
     ) -> None:
         """`at_once` tells whether nothing in a plan waits: its steps then run one after the other, without tasks.
 
-        `backlog_of` tells what waits before an extension; `is_healthy`, whether it is worth trying (None: always).
+        `backlog_of` tells what waits before an extension; `is_healthy`, whether it is worth trying (None: always);
+        `competition` runs the steps of urgent requests.
         """
-        self._queues = queues
-        self._card_of = card_of
+        self.roster = Roster(queues, card_of, is_healthy)
         self.backlog_of = backlog_of
         self.at_once = at_once
-        self._is_healthy = is_healthy
+        self.competition = competition or Competition()
 
     async def dispatch(
         self, plan: Plan, inputs: Mapping[str, Array], token: Token, alternatives: Sequence[Plan] = ()
@@ -82,8 +75,8 @@ class Dispatcher:
                         outputs = await run.results.outputs()
                         return Answer(outputs, run.plan, run.records(), run.flags(plan))
                     trip.flags.add("replanned")
-                except (StepFailed, Overloaded, DeadlineExceeded) as failure:
-                    turn = None if _may_be_one(token, failure) else trip.way_out(run)
+                except FAILURES as failure:
+                    turn = None if may_be_one(token, failure) else trip.way_out(run)
                     if turn is None:
                         raise
                     trip.flags.add("fallback")
@@ -98,34 +91,9 @@ class Dispatcher:
         """The plan to start with: healthy if one is, and in time."""
         if self.at_once(plans[0]):
             return plans[0]
-        healthy = plans if self.can_do(plans[0].steps) else [plan for plan in plans if self.can_do(plan.steps)]
+        can_do = self.roster.can_do
+        healthy = plans if can_do(plans[0].steps) else [plan for plan in plans if can_do(plan.steps)]
         return admit(healthy or plans, token, asyncio.get_running_loop().time(), self.backlog_of)
-
-    def can_do(self, steps: Iterable[Step]) -> bool:
-        """Whether each of the steps has an extension that is healthy."""
-        healthy = self._is_healthy
-        return healthy is None or all(healthy(step.extension) or any(map(healthy, step.fallbacks)) for step in steps)
-
-    def is_ill(self, extension: ExtensionId) -> bool:
-        """Whether the extension is not worth trying before others."""
-        return self._is_healthy is not None and not self._is_healthy(extension)
-
-    def crowded_ms(self, extension: ExtensionId, n_rows: float) -> float:
-        """What a call of so many rows takes, or of as many as go into one."""
-        card = self._card_of(extension)
-        return 0.0 if card is None else card.profile.p50_ms(min(int(n_rows), card.resources.max_batch_rows))
-
-    def is_worse(self, stand_in: Card, wanted: ExtensionId) -> bool:
-        """Whether the stand-in is known to be less accurate."""
-        card = self._card_of(wanted)
-        return card is not None and stand_in.accuracy.mean < card.accuracy.mean
-
-    def queue(self, extension: ExtensionId) -> tuple[Card, Queue]:
-        """The card of a deployed extension and its queue. Raises ExtensionUnavailable when it is gone."""
-        card = self._card_of(extension)
-        if card is None:
-            raise ExtensionUnavailable(f"{extension} was removed while the request ran.", hint="Send it again.")
-        return card, self._queues.of(card)
 
 
 @dataclass(slots=True)
@@ -152,7 +120,7 @@ class _Trip:
         for plan in self.plans:
             if self._is_innocent(plan, run) and self._is_in_time(plan, run):
                 same = shared(run.plan, plan)
-                if self.dispatcher.can_do([step for step in plan.steps if same.get(step.id) not in run.done]):
+                if self.dispatcher.roster.can_do([step for step in plan.steps if same.get(step.id) not in run.done]):
                     return plan
         return None
 
@@ -182,12 +150,26 @@ class _Run:
         self._woken: asyncio.Future[None] | None = None
         self.plan = plan
         trip.plans = [other for other in trip.plans if other is not plan]
-        self._in_order = is_chain(plan.steps) or self._dispatcher.at_once(plan)
+        at_once = self._dispatcher.at_once(plan)
+        self._in_order = at_once or is_chain(plan.steps)
         # What comes after each step, which only matters where something can still be done about it.
-        matters = trip.plans or (trip.token.hard and len(plan.steps) > 1 and not self._dispatcher.at_once(plan))
+        matters = trip.plans or (trip.token.hard and len(plan.steps) > 1 and not at_once)
         self._after_ms = after_ms(plan, self._run_ms()) if matters else {}
         self.results = Results(plan, trip.inputs, trip.guilty)
         self.done = self.results.by_step
+        self._course = Course(
+            self._dispatcher.roster,
+            self._loop,
+            self._token,
+            self.results,
+            trip.guilty,
+            self._after_ms,
+            not trip.plans,
+            self._dispatcher.competition
+            if self._token.priority <= URGENT and self._token.hard and not at_once
+            else None,
+            trip.started_s,
+        )
 
     async def walk(self) -> Plan | None:
         """Runs all steps that are not done. Gives the plan to turn to, where that came to be better on the way."""
@@ -240,13 +222,13 @@ class _Run:
         if not self._trip.plans:
             return None
         in_time = self._loop.time() + self._after_ms[step.id] / 1e3 <= self._token.until_s
-        if in_time and self._dispatcher.can_do(later for later in self.plan.steps if later.id not in self.done):
+        if in_time and self._dispatcher.roster.can_do(later for later in self.plan.steps if later.id not in self.done):
             return None
         # Looked at closely: steps behind a guard that lets no row through are as good as done.
         rest = [later for later in self.plan.steps if later.id not in self.done and self._has_rows(later)]
         done = {other.id for other in self.plan.steps if other not in rest}
         in_time = self._loop.time() + left_ms(self.plan, done) / 1e3 <= self._token.until_s
-        if not rest or (in_time and self._dispatcher.can_do(rest)):
+        if not rest or (in_time and self._dispatcher.roster.can_do(rest)):
             return None
         return self._trip.better(self)
 
@@ -257,7 +239,7 @@ class _Run:
         crowd = max([backlog.ahead.n_rows for backlog in backlogs if backlog is not None], default=0.0)
         if crowd == 0.0:
             return lambda step: step.p50_ms
-        return lambda step: max(step.p50_ms, self._dispatcher.crowded_ms(step.extension, crowd))
+        return lambda step: max(step.p50_ms, self._dispatcher.roster.crowded_ms(step.extension, crowd))
 
     def _has_rows(self, step: Step) -> bool:
         """Whether any row reaches a step, as far as one can tell."""
@@ -300,6 +282,7 @@ class _Run:
         return frozenset(flags)
 
     async def _step(self, step: Step) -> Result:
+        """Gathers the rows of a step, and has it done."""
         results = self.results
         index = results.rows_of(step)
         if index is not None and len(index) == 0:
@@ -307,84 +290,7 @@ class _Run:
         inputs_list = [(binding.port, await results.gather(binding, index)) for binding in step.inputs]
         inputs = await results.stack(step, inputs_list)
         inherited = least([made.confidence for _, made in inputs_list])
-        return await self._attempt(step, inputs, index, inherited)
-
-    async def _attempt(
-        self, step: Step, inputs: Mapping[str, Part], index: Index | None, inherited: Array | None
-    ) -> Result:
-        """The step's extension, then its fallbacks in order, the healthy first. Raises the last failure."""
-        note = ""
-        n_rows = self.results.n_rows if index is None else len(index)
-        rest_s = self._after_ms.get(step.id, 0.0) / 1e3
-        tries = (
-            sorted((step.extension, *step.fallbacks), key=self._dispatcher.is_ill)
-            if step.fallbacks
-            else (step.extension,)
-        )
-        for i, extension in enumerate(tries):
-            begun_s = perf_counter()
-            until_s = self._token.until_s
-            if self._trip.plans or i + 1 < len(tries):
-                until_s = min(until_s, self._loop.time() + _budget_s(step))
-            try:
-                card, queue = self._dispatcher.queue(extension)
-                self.results.check_fit(step, card, inputs)
-                self._token.rest_s = rest_s
-                done = await queue.submit(inputs, n_rows, self._token, until_s)
-            except (StepFailed, Overloaded, DeadlineExceeded) as failure:
-                self._trip.guilty.add(extension)
-                if i + 1 == len(tries) or self._loop.time() >= self._token.until_s or _may_be_one(self._token, failure):
-                    raise
-                note = f"fallback for {extension}: {failure.message}"
-                continue
-            return Result(
-                with_confidence(done.outputs, inherited),
-                index,
-                self._record(step, extension, n_rows, done, begun_s, note),
-                self._flags(step, card, done),
-            )
-        raise AssertionError("unreachable: the loop returns or raises")
-
-    def _flags(self, step: Step, card: Card, done: Done) -> frozenset[str]:
-        """What is to be said of a step that this extension did."""
-        stand_in = card.id != step.extension
-        if done.batch_rows and not stand_in and not done.hedged:
-            return NO_FLAGS
-        said = {
-            "cached": not done.batch_rows,
-            "hedged": done.hedged,
-            "fallback": stand_in,
-            "degraded": stand_in and self._dispatcher.is_worse(card, step.extension),
-        }
-        return frozenset([flag for flag, holds in said.items() if holds])
-
-    def _record(
-        self, step: Step, extension: ExtensionId, n_rows: int, done: Done, begun_s: float, note: str
-    ) -> StepRecord:
-        return StepRecord(
-            step=step.id,
-            extension=extension,
-            n_rows=n_rows,
-            batch_rows=done.batch_rows,
-            started_ms=(begun_s - self._trip.started_s) * 1e3,
-            waited_ms=done.waited_ms,
-            ran_ms=done.ran_ms,
-            took_ms=(perf_counter() - begun_s) * 1e3,
-            note=note,
-            hedged=done.hedged,
-        )
-
-
-def _budget_s(step: Step) -> float:
-    """How long a step may take while something else could stand in: its share of the deadline, or without one many
-    times what it is predicted to take."""
-    return step.budget_ms / 1e3 if step.budget_ms is not None else max(1.0, 50.0 * step.p50_ms / 1e3)
-
-
-def _may_be_one(token: Token, failure: Exception) -> bool:
-    """Whether the rows of one of several requests may be what all of them fail for: they are told apart first, and
-    only then does anything stand in, for the guilty one alone."""
-    return token.shared and isinstance(failure, ExtensionRaised | ExtensionBroken)
+        return await Attempt(self._course, step, inputs, index).result(inherited)
 
 
 def _hear(task: asyncio.Task[Result]) -> None:

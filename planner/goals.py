@@ -38,7 +38,8 @@ class Terms:
     """The conditions of one request. None means no limit; every limit is hard.
 
     `deadline_ms` from arrival to answer; `max_cost` per row; `min_accuracy` in [0, 1]; `priority` 0 (most urgent)
-    to 9; `tags` mark the data (`pii`, `medical`); `purpose` is free text for the journal.
+    to 9, of which `planner.competition.URGENT` and lower may run fallbacks in competition; `tags` mark the data (`pii`,
+    `medical`); `purpose` is free text for the journal.
     """
 
     deadline_ms: float | None = None

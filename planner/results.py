@@ -107,7 +107,7 @@ class Results:
         """Raises ExtensionBroken, naming the giver, when rows of a free shape turn out not to fit their taker."""
         for port in card.inputs:
             given = inputs[port.name].shape[1 if port.many == 1 else 2 :]
-            if shapes_unify(port.feature.shape, given):
+            if given == port.feature.shape or shapes_unify(port.feature.shape, given):
                 continue
             names = self._blame(source for b in step.inputs if b.port == port.name for source in b.sources)
             raise ExtensionBroken(

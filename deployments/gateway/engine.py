@@ -90,6 +90,7 @@ class Engine:
         self._convoys = {}
         self.placed.keep_only(frozenset(catalogue.cards))
         self._profiles.keep_only(frozenset(catalogue.cards))
+        self._dispatcher.competition.keep_only(frozenset(catalogue.cards))
 
     def alternatives(self) -> set[tuple[ExtensionId, ...]]:
         """Extensions that requests use at present, each with those that could stand in for it."""

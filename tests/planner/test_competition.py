@@ -1,0 +1,247 @@
+"""Competition: which steps a fallback runs beside, from when on, who wins, and within which budget."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.batching import Done
+from planner.calls import Part, Produced
+from planner.cards import Accuracy, Card, LatencyProfile
+from planner.competition import URGENT, Competition, delay_s
+from planner.dispatch import Dispatcher
+from planner.errors import DeadlineExceeded, ExtensionTimeout, ExtensionUnavailable, StepFailed
+from planner.goals import Terms
+from planner.hedging import HedgeSettings
+from planner.placed import Queue
+from planner.plans import Answer, Plan
+from planner.tokens import Token
+from tests.clocks import JumpingLoop
+from tests.planner.doubles import card, plan_of, step
+
+T = TypeVar("T")
+X = np.array([1, 2], np.float32)
+GENEROUS = HedgeSettings(most_share=1.0, burst=10)
+MS = 1e-3
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        return runner.run(work)
+
+
+def timed_card(name: str, p50_ms: float, accuracy: float = 1.0) -> Card:
+    """Its p99 is twice its p50."""
+    return card(name).but(profile=LatencyProfile(p50_ms, 0.0), accuracy=Accuracy(accuracy))
+
+
+class Lines:
+    """Queues of extensions that take as long as a test says by name, or fail then."""
+
+    def __init__(self, **takes_ms: float) -> None:
+        self.takes_ms = takes_ms
+        self.failures: dict[str, StepFailed] = {}
+        self.told: list[tuple[str, str, float]] = []  # extension, what happened, when
+
+    def of(self, card: Card) -> Queue:
+        return _Line(self, card.name)
+
+    def when(self, name: str, what: str) -> list[float]:
+        return [round(at_s / MS, 3) for who, happened, at_s in self.told if (who, happened) == (name, what)]
+
+
+class _Line:
+    def __init__(self, lines: Lines, name: str) -> None:
+        self._lines = lines
+        self._name = name
+
+    async def submit(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float | None = None) -> Done:
+        loop, name, lines = asyncio.get_running_loop(), self._name, self._lines
+        left_s = (token.until_s if until_s is None else until_s) - loop.time()
+        takes_s = lines.takes_ms[name] * MS
+        lines.told.append((name, "began", loop.time()))
+        try:
+            await asyncio.sleep(min(takes_s, left_s))
+        except asyncio.CancelledError:
+            lines.told.append((name, "cancelled", loop.time()))
+            raise
+        if takes_s > left_s:
+            raise DeadlineExceeded("late") if loop.time() >= token.until_s else ExtensionTimeout("slow")
+        if name in lines.failures:
+            raise lines.failures[name]
+        lines.told.append((name, "done", loop.time()))
+        return Done({"y": Produced(X + ord(name[0]))}, n_rows, 0.0, 0.0)
+
+
+def dispatcher(lines: Lines, cards: Sequence[Card], settings: HedgeSettings = GENEROUS) -> Dispatcher:
+    made = Dispatcher(lines, {c.id: c for c in cards}.get, competition=Competition(settings))
+    for _ in range(10):  # earn something to spend
+        made.competition.budget.observe(cards[0].id, 1, 1.0)
+    return made
+
+
+CARDS = (timed_card("a", 10.0), timed_card("spare", 15.0), timed_card("third", 1.0))
+PLAN = plan_of(step(0, "a", fallbacks=["spare"]))
+
+
+def ask(
+    lines: Lines,
+    terms: Terms,
+    plan: Plan = PLAN,
+    cards: Sequence[Card] = CARDS,
+    settings: HedgeSettings = GENEROUS,
+) -> Answer:
+    async def scenario() -> Answer:
+        token = Token.of(terms, asyncio.get_running_loop().time())
+        return await dispatcher(lines, cards, settings).dispatch(plan, {"x": X}, token)
+
+    return run(scenario())
+
+
+def by(answer: Answer) -> str:
+    return chr(int(answer.outputs["y"].values[0] - X[0]))
+
+
+URGENTLY = Terms(deadline_ms=200.0, priority=0)
+
+
+def test_a_fallback_starts_at_the_last_moment_that_leaves_it_its_p99_and_wins_where_it_is_first() -> None:
+    lines = Lines(a=1_000.0, spare=15.0)
+    answer = ask(lines, URGENTLY)
+    assert by(answer) == "s"
+    assert (lines.when("a", "began"), lines.when("spare", "began")) == ([0.0], [170.0])
+    assert (lines.when("spare", "done"), lines.when("a", "cancelled")) == ([185.0], [185.0])
+    assert answer.flags == {"fallback"}
+    assert [(r.extension, r.note) for r in answer.steps] == [("spare@1", "fallback for a@1: it took too long")]
+
+
+def test_a_stand_in_that_wins_and_is_less_accurate_degrades_the_answer() -> None:
+    cards = (timed_card("a", 10.0, 0.9), timed_card("spare", 15.0, 0.8))
+    assert ask(Lines(a=1_000.0, spare=15.0), URGENTLY, cards=cards).flags == {"fallback", "degraded"}
+
+
+def test_the_own_answer_wins_where_it_comes_first_and_the_fallback_is_cancelled() -> None:
+    lines = Lines(a=180.0, spare=15.0)
+    answer = ask(lines, URGENTLY)
+    assert (by(answer), answer.flags) == ("a", frozenset())
+    assert lines.when("spare", "cancelled") == [180.0]
+    assert answer.steps[0].note == "spare@1 ran too, and came later"
+
+
+def test_a_step_that_is_as_quick_as_usual_runs_alone() -> None:
+    lines = Lines(a=20.0, spare=15.0)
+    assert by(ask(lines, URGENTLY)) == "a"
+    assert lines.when("spare", "began") == []
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        Terms(deadline_ms=200.0, priority=URGENT + 1),
+        Terms(deadline_ms=200.0),
+        Terms(priority=0),
+    ],
+    ids=["less urgent", "of ordinary priority", "without a deadline"],
+)
+def test_no_other_request_runs_in_competition(terms: Terms) -> None:
+    lines = Lines(a=190.0, spare=15.0)
+    assert by(ask(lines, terms)) == "a"
+    assert lines.when("spare", "began") == []
+
+
+def test_the_least_urgent_priority_that_still_competes_is_the_one_with_that_name() -> None:
+    assert by(ask(Lines(a=1_000.0, spare=15.0), Terms(deadline_ms=200.0, priority=URGENT))) == "s"
+
+
+def test_a_fallback_that_is_ill_is_not_set_beside_a_step() -> None:
+    async def scenario() -> None:
+        lines = Lines(a=190.0, spare=15.0)
+        known = {c.id: c for c in CARDS}
+        made = Dispatcher(lines, known.get, is_healthy=lambda e: e != "spare@1", competition=Competition(GENEROUS))
+        made.competition.budget.observe(CARDS[0].id, 1, 1.0)
+        answer = await made.dispatch(PLAN, {"x": X}, Token.of(URGENTLY, 0.0))
+        assert (by(answer), lines.when("spare", "began")) == ("a", [])
+
+    run(scenario())
+
+
+def test_what_comes_after_the_step_is_left_its_time() -> None:
+    cards = (timed_card("a", 10.0), timed_card("spare", 15.0), timed_card("b", 40.0))
+    plan = plan_of(replace(step(0, "a", fallbacks=["spare"]), p50_ms=10.0), replace(step(1, "b"), p50_ms=40.0))
+    lines = Lines(a=1_000.0, spare=15.0, b=40.0)
+    ask(lines, URGENTLY, plan, cards)
+    assert lines.when("spare", "began") == [130.0]
+    assert lines.when("b", "done") == [185.0]
+
+
+def test_a_step_that_fails_early_goes_to_its_fallback_at_once_as_ever() -> None:
+    lines = Lines(a=5.0, spare=15.0)
+    lines.failures["a"] = ExtensionUnavailable("gone")
+    answer = ask(lines, URGENTLY)
+    assert (by(answer), lines.when("spare", "began")) == ("s", [5.0])
+    assert answer.steps[0].note == "fallback for a@1: gone"
+
+
+def test_where_both_fail_the_next_fallback_answers_and_nobody_is_asked_twice() -> None:
+    lines = Lines(a=175.0, spare=2.0, third=1.0)
+    lines.failures = {"a": ExtensionUnavailable("gone"), "spare": ExtensionUnavailable("gone too")}
+    answer = ask(lines, URGENTLY, plan_of(step(0, "a", fallbacks=["spare", "third"])))
+    assert (by(answer), lines.when("third", "done")) == ("t", [176.0])
+    assert [name for name, what, _ in lines.told if what == "began"] == ["a", "spare", "third"]
+
+
+def test_a_fallback_that_fails_leaves_the_step_to_its_own_extension() -> None:
+    lines = Lines(a=190.0, spare=2.0)
+    lines.failures["spare"] = ExtensionUnavailable("gone")
+    assert by(ask(lines, URGENTLY)) == "a"
+
+
+def test_a_client_that_leaves_ends_both() -> None:
+    async def scenario() -> None:
+        lines = Lines(a=1_000.0, spare=100.0)
+        running = asyncio.ensure_future(dispatcher(lines, CARDS).dispatch(PLAN, {"x": X}, Token.of(URGENTLY, 0.0)))
+        await asyncio.sleep(180 * MS)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await asyncio.sleep(0)
+        assert lines.when("a", "cancelled") == lines.when("spare", "cancelled") == [180.0]
+
+    run(scenario())
+
+
+def test_only_a_small_share_of_urgent_steps_runs_in_competition_however_many_are_slow() -> None:
+    async def scenario() -> None:
+        lines = Lines(a=190.0, spare=15.0)
+        made = Dispatcher(lines, {c.id: c for c in CARDS}.get)
+        for _ in range(400):
+            token = Token.of(URGENTLY, asyncio.get_running_loop().time())
+            await made.dispatch(PLAN, {"x": X}, token)
+        assert 9 <= len(lines.when("spare", "began")) <= 0.03 * 400
+
+    run(scenario())
+
+
+times_ms = st.floats(0.1, 1e4)
+
+
+@given(times_ms, times_ms, st.floats(-10.0, 20.0))
+def test_a_rival_starts_as_late_as_it_may_never_before_the_own_p99_and_not_in_vain(
+    own_ms: float, rival_ms: float, left_s: float
+) -> None:
+    own, rival = timed_card("a", own_ms), timed_card("b", rival_ms)
+    start_s = delay_s(own, rival, 1, 0.0, left_s)
+    unusual_s = own.profile.p99_ms(1) * MS
+    if start_s is None:
+        assert unusual_s + rival_ms * MS > left_s or rival_ms * MS > left_s
+        return
+    assert start_s >= unusual_s
+    assert start_s + rival_ms * MS <= left_s
+    assert start_s == pytest.approx(max(unusual_s, left_s - 2 * rival_ms * MS))
