@@ -22,7 +22,6 @@ T = TypeVar("T")
 
 _KEPT = 256  # calls of one kind; the 95th percentile of so many is known within about 3 % of the distribution
 _MOST_STRETCH = 16.0
-_RELAX = 0.999  # per call
 _REFRESH_EVERY = 16  # calls: sorting 256 times takes 10 us, and a quantile does not move faster
 
 
@@ -58,9 +57,8 @@ class HedgeSettings:
     """`most_share` of the calls may be sent twice, counted over all extensions; `burst` at once after a calm time.
 
     A kind of call is hedged once `least_calls` of it were seen, after their `quantile`; at the earliest after `margin`
-    times their median and after `least_delay_ms`, for before that a second call gains nothing. While the budget runs
-    short the delay is stretched, by `stretch` with each refusal and back by 0.1 % with each call, so that what there
-    is of it goes to the slowest.
+    times their median and after `least_delay_ms`, for before that a second call gains nothing. Once less than half of
+    the burst is left the delay is stretched, the more the less there is, so that the slowest calls get what there is.
     """
 
     most_share: float = 0.03
@@ -69,7 +67,6 @@ class HedgeSettings:
     least_calls: int = 32
     margin: float = 1.25
     least_delay_ms: float = 1.0
-    stretch: float = 1.25
 
 
 DEFAULTS = HedgeSettings()
@@ -86,7 +83,6 @@ class Hedging:
         self._settings = settings
         self._kinds: dict[tuple[ExtensionId, int], RecentQuantile] = {}
         self._tokens = 0.0
-        self._stretch = 1.0
         self.n_calls = 0
         self.n_hedges = 0
 
@@ -100,12 +96,14 @@ class Hedging:
         if kind is None or kind.n_values < self._settings.least_calls:
             return None
         settings = self._settings
-        return max(kind.value, settings.margin * kind.median, settings.least_delay_ms) * self._stretch / 1e3
+        return max(kind.value, settings.margin * kind.median, settings.least_delay_ms) * self._stretch() / 1e3
+
+    def _stretch(self) -> float:
+        return min(_MOST_STRETCH, max(1.0, 0.5 * self._settings.burst / max(self._tokens, 1e-9)))
 
     def may_hedge(self) -> bool:
         """Whether the budget has room for one more second call, which it is charged with. Ask at the last moment."""
         if self._tokens < 1.0:
-            self._stretch = min(_MOST_STRETCH, self._stretch * self._settings.stretch)
             return False
         self._tokens -= 1.0
         self.n_hedges += 1
@@ -118,7 +116,6 @@ class Hedging:
         """
         self.n_calls += 1
         self._tokens = min(float(self._settings.burst), self._tokens + self._settings.most_share)
-        self._stretch = max(1.0, self._stretch * _RELAX)
         key = extension, n_rows.bit_length()
         kind = self._kinds.get(key)
         if kind is None:

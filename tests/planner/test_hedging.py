@@ -44,6 +44,8 @@ def test_a_call_is_sent_again_after_the_95th_percentile_of_its_like() -> None:
     for took_ms in np.random.default_rng(1).permutation(np.arange(1.0, 257.0)).tolist():
         hedging.observe(A, 4, took_ms)
         hedging.observe(A, 32, 10 * took_ms)
+    for _ in range(200):
+        hedging.observe(B, 1, 1.0)
     assert hedging.delay_s(A, 4, n_replicas=2) == pytest.approx(0.244)
     assert hedging.delay_s(A, 7, n_replicas=2) == hedging.delay_s(A, 4, n_replicas=2)
     assert hedging.delay_s(A, 32, n_replicas=2) == pytest.approx(2.44)
@@ -52,7 +54,7 @@ def test_a_call_is_sent_again_after_the_95th_percentile_of_its_like() -> None:
 
 
 def test_no_second_call_where_there_is_one_replica_or_answers_differ_or_little_is_known() -> None:
-    hedging = seen(32)
+    hedging = seen(200)
     assert hedging.delay_s(A, 1, n_replicas=2) == 0.0125
     assert hedging.delay_s(A, 1, n_replicas=1) is None
     assert hedging.delay_s(A, 1, n_replicas=2, deterministic=False) is None
@@ -60,7 +62,7 @@ def test_no_second_call_where_there_is_one_replica_or_answers_differ_or_little_i
 
 
 def test_the_delay_is_never_shorter_than_what_a_second_call_could_gain() -> None:
-    assert seen(32, took_ms=0.01).delay_s(A, 1, n_replicas=2) == 0.001
+    assert seen(200, took_ms=0.01).delay_s(A, 1, n_replicas=2) == 0.001
 
 
 @given(st.lists(st.booleans(), max_size=600), st.floats(0.0, 0.1), st.integers(1, 20))
@@ -82,15 +84,16 @@ def test_a_calm_time_saves_up_for_a_burst_and_no_more() -> None:
 
 
 def test_while_the_budget_runs_short_only_slower_calls_are_sent_again() -> None:
-    hedging = seen(100)
+    hedging = seen(1_000)
     usual_s = hedging.delay_s(A, 1, n_replicas=2)
     assert usual_s is not None
-    assert [hedging.may_hedge() for _ in range(5)] == [True, True, False, False, False]
-    assert hedging.delay_s(A, 1, n_replicas=2) == pytest.approx(usual_s * 1.25**3, rel=0.01)
-    for _ in range(100):
-        hedging.may_hedge()
-    assert hedging.delay_s(A, 1, n_replicas=2) == pytest.approx(usual_s * 16.0, rel=0.01)
-    for _ in range(3_000):
+    stretches = []
+    while hedging.may_hedge():
+        delay_s = hedging.delay_s(A, 1, n_replicas=2)
+        assert delay_s is not None
+        stretches.append(delay_s / usual_s)
+    assert stretches == pytest.approx([1, 1, 1, 1, 1, 5 / 4, 5 / 3, 5 / 2, 5, 16], rel=1e-6)
+    for _ in range(200):
         hedging.observe(A, 1, 10.0)
     assert hedging.delay_s(A, 1, n_replicas=2) == usual_s
 
@@ -262,7 +265,8 @@ def test_one_slow_replica_in_many_calls_is_felt_only_as_long_as_the_delay() -> N
     finally:
         loop.close()
     assert max(took_s[:24]) < 0.011
-    assert max(took_s[100:]) < 0.025
+    assert max(took_s[100:]) < 0.1
+    assert max(took_s[1000:]) < 0.025
     assert hedging.n_hedges <= 0.05 * hedging.n_calls
 
 
@@ -303,18 +307,18 @@ def ran_in_turn(inner: SlowFirst, n_calls: int, n_replicas: int) -> list[tuple[b
 
 
 def test_a_call_that_takes_long_is_sent_again_as_its_pair_and_the_answer_says_so() -> None:
-    inner = SlowFirst({100})
-    told = ran_in_turn(inner, 150, n_replicas=2)
-    assert [i for i, (was_hedged, _) in enumerate(told) if was_hedged] == [100]
-    assert told[100][1] < 0.03
+    inner = SlowFirst({200})
+    told = ran_in_turn(inner, 250, n_replicas=2)
+    assert [i for i, (was_hedged, _) in enumerate(told) if was_hedged] == [200]
+    assert told[200][1] < 0.03
     assert inner.n_cancelled == 0
-    assert len(inner.pairs) == 151
-    assert [i for i, pair in enumerate(inner.pairs) if inner.pairs.count(pair) == 2] == [100, 101]
+    assert len(inner.pairs) == 251
+    assert [i for i, pair in enumerate(inner.pairs) if inner.pairs.count(pair) == 2] == [200, 201]
 
 
 def test_an_extension_that_must_not_be_asked_twice_is_not() -> None:
-    inner = SlowFirst({100})
-    told = ran_in_turn(inner, 150, n_replicas=0)
-    assert len(inner.pairs) == 150
+    inner = SlowFirst({200})
+    told = ran_in_turn(inner, 250, n_replicas=0)
+    assert len(inner.pairs) == 250
     assert not any(was_hedged for was_hedged, _ in told)
-    assert told[100][1] >= 1.0
+    assert told[200][1] >= 1.0
