@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from planner.features import Feature, Port, shapes_unify
 from planner.nearest import Types
 
 Ints = npt.NDArray[np.int64]
+Narrow = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -88,6 +90,18 @@ class Csr:
 def _prefixes(type_: str) -> Iterable[str]:
     words = type_.split("/")
     return ("/".join(words[: i + 1]) for i in range(len(words)))
+
+
+class Links(NamedTuple):
+    """The relations once more in half the width, for `bounds.py`: it waits for the memory most of its time."""
+
+    cards_of_need_ptr: Narrow
+    cards_of_need: Narrow
+    n_needs_of_card: Narrow
+    outs_of_card_ptr: Narrow
+    outs_of_card: Narrow
+    needs_of_out_ptr: Narrow
+    needs_of_out: Narrow
 
 
 class Index:
@@ -162,6 +176,15 @@ class Index:
         self.cards_of_out = self.outs_of_card.reversed(len(self.outs))
         self.outs_of_need = Csr.of([self.outs_for(feature, rule) for feature, rule in self.needs])
         self.needs_of_out = self.outs_of_need.reversed(len(self.outs))
+        self.links = Links(
+            self.cards_of_need.ptr.astype(np.int32),
+            self.cards_of_need.values.astype(np.int32),
+            np.diff(self.needs_of_card.ptr).astype(np.int32),
+            self.outs_of_card.ptr.astype(np.int32),
+            self.outs_of_card.values.astype(np.int32),
+            self.needs_of_out.ptr.astype(np.int32),
+            self.needs_of_out.values.astype(np.int32),
+        )
 
     def _mentions(self) -> dict[int, frozenset[tuple[int, bool]]]:
         """Per extension, the chain rules whose patterns match it, and what they say of it."""
