@@ -31,6 +31,7 @@ from planner.errors import (
     FenixError,
     Overloaded,
 )
+from planner.features import Array
 from planner.line import Line, Place, WeightOf
 from planner.policies import DEFAULT_POLICY
 from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
@@ -158,15 +159,17 @@ class Batcher:
         """Puts rows into the line, or sends them at once where nothing stands before them."""
         loop, line = self._loop, self._line
         now_s = loop.time()
-        n_bytes = 0
+        n_bytes = size = 0
         shapes = []
         for part in inputs.values():
             shapes.append(part.shape[1:])
             if isinstance(part, np.ndarray):
                 n_bytes += part.nbytes
+                if part.dtype.kind == "O":
+                    size += _longest(part)
         done_by_s = min(until_s, token.until_s - token.rest_s) if token.hard else until_s
         future: asyncio.Future[Done] = loop.create_future()
-        item = _Waiting(token, n_rows, n_bytes, done_by_s, shapes, inputs, future, perf_counter(), until_s)
+        item = _Waiting(token, n_rows, n_bytes, done_by_s, shapes, inputs, future, perf_counter(), until_s, size=size)
         if token.gone:
             raise Cancelled(f"the client left before {self._extension} ran.")
         if now_s >= until_s:
@@ -490,6 +493,13 @@ class Batchers:
 def _fail(item: _Waiting, failure: FenixError) -> None:
     if not item.future.done():
         item.future.set_exception(failure)
+
+
+def _longest(texts: Array) -> int:
+    """The bytes in the longest row of a BYTES array, shape (n_rows, ...)."""
+    if texts.ndim == 1:
+        return max(map(len, texts.tolist()), default=0)
+    return max((sum(map(len, row)) for row in texts.reshape(len(texts), -1).tolist()), default=0)
 
 
 def _cut(inputs: Mapping[str, Part], start: int, stop: int) -> dict[str, Part]:

@@ -11,6 +11,9 @@ From the outside in:
   algorithms, IEEE/ACM Transactions on Networking 5).
 - *Deadlines.* Among the users that may go, and among the requests of one user, the earliest deadline goes first.
   A deadline further away than `FAR_S` counts as that far, so that nobody is overtaken for ever.
+- *Sizes.* Where rows are padded to the longest of their batch and more wait than it takes, users in their turn send
+  those of their requests whose rows are most like the first in the batch. Who is first is never a matter of size, what
+  is due soon is not passed over, and nothing at the head of its user's line more than `MOST_PASSED` times.
 
 A batch takes rows of one kind. What is late or has no client any more is taken out on the way and never runs.
 """
@@ -21,6 +24,7 @@ from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Generic, TypeVar
 
 from planner.tokens import Token
@@ -28,6 +32,9 @@ from planner.tokens import Token
 AGING_S = 1.0  # per step of priority
 FAR_S = 5.0
 LOOK_PAST = 128  # requests of another kind, in the search for rows that fit a batch
+LOOK_AROUND = 4  # times the rows of a batch: requests of a user, in the search for similar ones
+MOST_PASSED = 4  # batches
+SOON_RUNS = 3  # due within so many runs of a batch is soon
 KEPT_FREE = 0.05  # of the line, per step of priority
 
 WeightOf = Callable[[str], float]
@@ -35,18 +42,23 @@ WeightOf = Callable[[str], float]
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """A request in the line, once. Only rows of equal `kind` share a batch; `until_s` is when they have to be done."""
+    """A request in the line, once. Only rows of equal `kind` share a batch; `until_s` is when they have to be done.
+
+    `size` is that of its longest row, in any unit, where shorter rows of a batch are padded to the longest; else 0.
+    """
 
     token: Token
     n_rows: int
     n_bytes: int
     until_s: float
     kind: object
+    size: float = field(default=0.0, kw_only=True)
     # The line's own:
     came_s: float = field(init=False)
     due_s: float = field(init=False)
     number: int = field(init=False)
     waiting: bool = field(init=False, default=False)
+    passed: int = field(init=False, default=0)  # batches that took others of its user for their size
 
 
 P = TypeVar("P", bound=Place)
@@ -124,9 +136,11 @@ class Line(Generic[P]):
         taken: Taken[P] = Taken([], [], [])
         batch = taken.batch
         aside: list[P] = []
+        similar: _Similar[P] | None = None
+        is_choice = self.n_rows > n_rows
         rows = 0
         while self.n_places and rows < n_rows and len(aside) < LOOK_PAST:
-            place = self._next()
+            place = self._next(similar)
             if place.token.gone:
                 taken.gone.append(place)
             elif now_s + run_s > place.until_s:
@@ -137,6 +151,8 @@ class Line(Generic[P]):
                 aside.append(place)
                 break
             else:
+                if is_choice and not batch and place.size:
+                    similar = _Similar(place, now_s + SOON_RUNS * run_s, LOOK_AROUND * n_rows)
                 batch.append(place)
                 rows += place.n_rows
                 self._classes[place.token.priority].charge(place)
@@ -162,12 +178,12 @@ class Line(Generic[P]):
         """When the request that has waited longest came. There is one."""
         return min([self._classes[urgency].oldest().came_s for urgency in self._active])
 
-    def _next(self) -> P:
+    def _next(self, similar: _Similar[P] | None) -> P:
         """Takes the next request out, whatever it is. The line is not empty."""
         class_ = top = self._classes[self._active[0]]
         if len(self._active) > 1:
             class_ = min((self._classes[urgency] for urgency in self._active), key=_seniority)
-        place = top.pop() if class_ is top else class_.pop_oldest()
+        place = top.pop(similar) if class_ is top else class_.pop_oldest()
         self._left(class_, place)
         return place
 
@@ -209,6 +225,38 @@ class _Flow(Generic[P]):
         while not heap[0][2].waiting:
             heappop(heap)
         return heap[0][2]
+
+
+class _Similar(Generic[P]):
+    """The choice of company for the first request of a batch."""
+
+    def __init__(self, first: P, soon_s: float, look_around: int) -> None:
+        """What is due before `soon_s` goes in its turn. Of a user, `look_around` requests are looked at."""
+        self._first = first
+        self._soon_s = soon_s
+        self._look_around = look_around
+        self._nearest: dict[_Flow[P], list[P]] = {}  # the most similar last
+
+    def of(self, flow: _Flow[P]) -> P:
+        """The request that a user whose turn it is should send."""
+        head, nearest = flow.head(), self._nearest.get(flow)
+        if nearest is None:
+            nearest = self._nearest[flow] = self._sorted(flow)
+            head.passed += 1
+        if head.passed > MOST_PASSED or head.until_s < self._soon_s:
+            return head
+        while nearest:
+            place = nearest.pop()
+            if place.waiting:
+                return place
+        return head
+
+    def _sorted(self, flow: _Flow[P]) -> list[P]:
+        first = self._first
+        waiting = islice((place for _, _, place in flow.heap if place.waiting), self._look_around)
+        found = [place for place in waiting if place.kind == first.kind]
+        found.sort(key=lambda place: (-abs(place.size - first.size), -place.due_s, -place.number))
+        return found
 
 
 class _Class(Generic[P]):
@@ -267,9 +315,11 @@ class _Class(Generic[P]):
         if len(self._flows) > 1:
             self._file(flow)
 
-    def pop(self) -> P:
-        """Takes out the next: the earliest due of the users who may go."""
+    def pop(self, similar: _Similar[P] | None) -> P:
+        """Takes out the next: the earliest due of the users who may go, or what its user should rather send."""
         place = self._fair_head() if len(self._flows) > 1 else self._lone_flow().head()
+        if similar is not None:
+            place = similar.of(self._flows[place.token.user])
         self.remove(place)
         return place
 

@@ -126,6 +126,29 @@ def test_rows_of_different_shapes_never_share_a_batch() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 2)])
+def test_texts_of_similar_length_travel_together_where_more_wait_than_a_batch_takes(shape: tuple[int, ...]) -> None:
+    seen: list[list[int]] = []
+
+    def measure(rows: dict[str, Array]) -> Mapping[str, Produced]:
+        seen.append([len(text) for text in rows["x"].reshape(len(rows["x"]), -1)[:, 0]])
+        return {"y": Produced(np.zeros(len(rows["x"])))}
+
+    async def scenario() -> None:
+        queue, calls = batcher(measure, max_in_flight=1, max_rows=3)
+        calls.gate.clear()
+        waiting = []
+        for i, length in enumerate([1, 300, 10, 290, 12, 11, 310]):
+            texts = np.full(shape, b"a" * length, dtype=object)
+            waiting.append(asyncio.create_task(queue.submit({"x": texts}, 1, Token(FAR_S + i))))
+            await settle()
+        calls.gate.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(scenario())
+    assert [sorted(lengths) for lengths in seen] == [[1], [290, 300, 310], [10, 11, 12]]
+
+
 def test_one_guilty_request_fails_alone_and_its_neighbours_are_answered() -> None:
     def refuses_negatives(rows: dict[str, Array]) -> Mapping[str, Produced]:
         if (rows["x"] < 0).any():
