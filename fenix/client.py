@@ -37,7 +37,8 @@ class Result:
 
     `outputs` are arrays of shape (n_rows, *row shape) by name; `confidence` is the lowest over the rows, None where
     no step gives one; `plan` and `trace_id` say what answered; `flags` are honest remarks such as `fallback`;
-    `parameters` are all of these as they were sent. `steps` are the times of each step where the route tells them
+    `missing` are the outputs that the terms allowed to be left out (`partial`), each with the reason; `parameters` are
+    all of these as they were sent. `steps` are the times of each step where the route tells them
     (`ask` and `want` do).
     """
 
@@ -49,6 +50,7 @@ class Result:
     plan: str = ""
     trace_id: str = ""
     flags: frozenset[str] = frozenset()
+    missing: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     steps: tuple[Mapping[str, Any], ...] = ()
 
@@ -599,6 +601,16 @@ def _result(
         plan=str(parameters.get("plan", "")),
         trace_id=str(parameters.get("trace_id", "")),
         flags=frozenset(flag for flag in str(parameters.get("flags", "")).split(",") if flag),
+        missing=_missing(parameters),
         parameters=parameters,
         steps=steps,
     )
+
+
+def _missing(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The missing outputs, as Fenix tells them; other servers may use the name for something else."""
+    try:
+        told = orjson.loads(str(parameters.get("missing", "{}")))
+    except orjson.JSONDecodeError:
+        return {}
+    return {str(name): str(reason) for name, reason in told.items()} if isinstance(told, dict) else {}

@@ -25,6 +25,7 @@ Deciding
     intent.py           from a sentence to a goal, or a question back
     words.py            the English that intent.py knows
     admission.py        whether a request will be in time, and on which plan
+    partial.py          what can still be had of a plan when steps failed for good
     progress.py         what is left of a plan, and what two plans share
     roster.py           the extensions as a dispatcher sees them
     line.py             whose rows go next

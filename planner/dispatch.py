@@ -19,13 +19,17 @@ from planner.admission import Backlog, BacklogOf, admit
 from planner.attempts import FAILURES, Attempt, Course, may_be_one
 from planner.cards import ExtensionId
 from planner.competition import URGENT, Competition
-from planner.features import Array
+from planner.errors import FenixError, Overloaded
+from planner.features import Array, Rows
+from planner.partial import cut_off, early, some_in_time, useless
 from planner.placed import Queues
 from planner.plans import Answer, Plan, Step, StepId, StepRecord
 from planner.progress import after_ms, is_chain, left_ms, needs, shared
 from planner.results import Result, Results, least
 from planner.roster import CardOf, Roster
 from planner.tokens import Token
+
+NOT_DONE = Result({})  # in the place of what a step would have brought, where it came not to be needed
 
 
 def _nothing_waits(extension: ExtensionId, token: Token) -> Backlog | None:
@@ -61,9 +65,14 @@ class Dispatcher:
 
         `alternatives` may take its place: before the start, where only they are in time; on the way, where a step and
         its fallbacks fail (flag `fallback`), or where time runs short (flag `replanned`). `degraded` says that what
-        ran promises less accuracy than `plan`. Raises Overloaded or ShareExceeded before anything ran,
-        DeadlineExceeded, BadInput from an extension, or the failure of the last try.
+        ran promises less accuracy than `plan`. Where the token allows it, outputs that nothing can bring are left out
+        (flag `partial`, see `partial.py`), and the answer leaves a little before the deadline.
+
+        Raises Overloaded or ShareExceeded before anything ran, DeadlineExceeded, BadInput from an extension, or the
+        failure of the last try.
         """
+        if token.partial:
+            token = early(token, asyncio.get_running_loop().time())
         plans = [plan, *(other for other in alternatives if other is not plan)]
         trip = _Trip(self, inputs, token, plans)
         run = _Run(trip, self._first(plans, token))
@@ -72,12 +81,14 @@ class Dispatcher:
                 try:
                     turn = await run.walk()
                     if turn is None:
-                        outputs = await run.results.outputs()
-                        return Answer(outputs, run.plan, run.records(), run.flags(plan))
+                        outputs = await (run.outputs_left() if token.partial else run.results.outputs())
+                        return Answer(outputs, run.plan, run.records(), run.flags(plan), run.missing)
                     trip.flags.add("replanned")
                 except FAILURES as failure:
                     turn = None if may_be_one(token, failure) else trip.way_out(run)
                     if turn is None:
+                        if token.partial and run.does_without(failure):
+                            continue
                         raise
                     trip.flags.add("fallback")
                 run = run.turned_to(turn)
@@ -93,7 +104,14 @@ class Dispatcher:
             return plans[0]
         can_do = self.roster.can_do
         healthy = plans if can_do(plans[0].steps) else [plan for plan in plans if can_do(plan.steps)]
-        return admit(healthy or plans, token, asyncio.get_running_loop().time(), self.backlog_of)
+        now_s = asyncio.get_running_loop().time()
+        try:
+            return admit(healthy or plans, token, now_s, self.backlog_of)
+        except Overloaded:
+            best = (healthy or plans)[0]
+            if token.partial and some_in_time(best, token, now_s, self.backlog_of):
+                return best
+            raise
 
 
 @dataclass(slots=True)
@@ -148,7 +166,9 @@ class _Run:
         self._loop = asyncio.get_running_loop()
         self._running: dict[StepId, asyncio.Task[Result]] = {}
         self._woken: asyncio.Future[None] | None = None
+        self._at: Step | str = ""  # the step, or the output at the end, that is waited for or taken in
         self.plan = plan
+        self.missing: dict[str, str] = {}  # outputs that cannot be had, and why
         trip.plans = [other for other in trip.plans if other is not plan]
         at_once = self._dispatcher.at_once(plan)
         self._in_order = at_once or is_chain(plan.steps)
@@ -163,7 +183,7 @@ class _Run:
             self._token,
             self.results,
             trip.guilty,
-            self._after_ms,
+            {} if self._token.partial else self._after_ms,  # who takes what is there may be late for the rest
             not trip.plans,
             self._dispatcher.competition
             if self._token.priority <= URGENT and self._token.hard and not at_once
@@ -177,6 +197,7 @@ class _Run:
             return await self._graph()
         for step in self.plan.steps:
             if step.id not in self.done:
+                self._at = step
                 self.done[step.id] = await self._step(step)
                 if self._after_ms and (turn := self._reconsidered(step)):
                     return turn
@@ -189,6 +210,7 @@ class _Run:
             ready = [step for step in waiting if needs(step) <= self.done.keys()]
             waiting = [step for step in waiting if step not in ready] if ready else waiting
             if len(ready) == 1 and not self._running:
+                self._at = ready[0]
                 self.done[ready[0].id] = await self._step(ready[0])
                 ended = ready
             else:
@@ -210,10 +232,12 @@ class _Run:
 
     async def _next_ended(self) -> list[Step]:
         """Waits for the next steps to end, and takes in their results. Raises the failure of one that failed."""
-        self._woken = self._loop.create_future()
-        await self._woken
+        if not any(task.done() for task in self._running.values()):
+            self._woken = self._loop.create_future()
+            await self._woken
         ended = [step for step in self.plan.steps if step.id in self._running and self._running[step.id].done()]
         for step in ended:
+            self._at = step
             self.done[step.id] = self._running.pop(step.id).result()
         return ended
 
@@ -261,12 +285,38 @@ class _Run:
         self.stop()
         return other
 
+    def does_without(self, failure: FenixError) -> bool:
+        """After a failure for good: gives up the outputs that it stands in the way of, if others are left, and ends
+        what only those have use for."""
+        lost = cut_off(self.plan, self._at.id) if isinstance(self._at, Step) else {self._at}
+        self.missing = dict.fromkeys(lost, failure.message) | self.missing
+        if len(self.missing) == len(self.plan.outputs):
+            return False
+        self._trip.plans = []
+        for step in useless(self.plan, self.missing) - self.done.keys():
+            self._end(step)
+            self.done[step] = NOT_DONE
+        return True
+
+    async def outputs_left(self) -> dict[str, Rows]:
+        """The outputs that are not missing."""
+        outputs: dict[str, Rows] = {}
+        for binding in self.plan.outputs:
+            if binding.port not in self.missing:
+                self._at = binding.port
+                outputs[binding.port] = await self.results.output(binding)
+        return outputs
+
     def stop(self) -> None:
         """Ends what is still running."""
-        for task in self._running.values():
+        for step in list(self._running):
+            self._end(step)
+
+    def _end(self, step: StepId) -> None:
+        task = self._running.pop(step, None)
+        if task is not None:
             task.cancel()
             task.add_done_callback(_hear)
-        self._running.clear()
 
     def records(self) -> tuple[StepRecord, ...]:
         """What happened at the steps, in the order in which they ended."""
@@ -276,6 +326,8 @@ class _Run:
         flags = self._trip.flags
         if self.plan.prediction.accuracy < wanted.prediction.accuracy:
             flags.add("degraded")
+        if self.missing:
+            flags.add("partial")
         for result in self.done.values():
             if result.flags:
                 flags |= result.flags

@@ -39,7 +39,8 @@ class Terms:
 
     `deadline_ms` from arrival to answer; `max_cost` per row; `min_accuracy` in [0, 1]; `priority` 0 (most urgent)
     to 9, of which `planner.competition.URGENT` and lower may run fallbacks in competition; `tags` mark the data (`pii`,
-    `medical`); `purpose` is free text for the journal.
+    `medical`); `purpose` is free text for the journal. `partial` says that an answer may lack outputs which cannot be
+    had, instead of there being none.
     """
 
     deadline_ms: float | None = None
@@ -49,6 +50,7 @@ class Terms:
     user: str = ""
     tags: frozenset[str] = frozenset()
     purpose: str = ""
+    partial: bool = False
 
     def __post_init__(self) -> None:
         _limit("deadline_ms", self.deadline_ms, above=0.0)
@@ -56,12 +58,19 @@ class Terms:
         _limit("min_accuracy", self.min_accuracy, least=0.0, most=1.0)
         if isinstance(self.priority, bool) or not isinstance(self.priority, int) or not 0 <= self.priority <= 9:
             raise BadTerms(f"priority is a whole number from 0 (most urgent) to 9, not {self.priority!r}.")
+        if not isinstance(self.partial, bool):
+            raise BadTerms(f"partial is true or false, not {str(self.partial)[:40]!r}.")
         for name in ("user", "purpose"):
             value = getattr(self, name)
             if not isinstance(value, str) or len(value) > 256:
                 raise BadTerms(f"{name} is a text of at most 256 characters, not {str(value)[:40]!r}.")
         if any(not isinstance(tag, str) or not tag or len(tag) > 64 for tag in self.tags) or len(self.tags) > 32:
             raise BadTerms("tags are at most 32 texts of 1 to 64 characters.")
+
+    @property
+    def alone(self) -> bool:
+        """Whether the request cannot travel with others, because its answer is put together for it alone."""
+        return self.partial
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], defaults: Terms | None = None) -> Terms:

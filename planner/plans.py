@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NewType
 
 from planner.cards import ExtensionId
@@ -158,10 +158,12 @@ class Answer:
 
     `fallback`: another extension or plan stood in. `degraded`: what ran promises less accuracy than the best plan.
     `replanned`: the plan was changed on the way. `cached`: the rows of a step, of one at least, were all known
-    already. `hedged`: a call of a step, of one at least, was sent twice. The steps say which.
+    already. `hedged`: a call of a step, of one at least, was sent twice. The steps say which. `partial`: the outputs in
+    `missing`, each with the reason, could not be had.
     """
 
     outputs: Mapping[str, Rows]
     plan: Plan
     steps: tuple[StepRecord, ...]
     flags: frozenset[str] = NO_FLAGS
+    missing: Mapping[str, str] = field(default_factory=dict)

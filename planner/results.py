@@ -41,11 +41,12 @@ class Results:
 
     async def outputs(self) -> dict[str, Rows]:
         """The outputs of the plan by name. Raises ExtensionBroken when stages of a cascade do not fit together."""
-        outputs = {}
-        for binding in self._plan.outputs:
-            made = await self.gather(binding, None)
-            outputs[binding.port] = Rows(await local(made.values), made.confidence)
-        return outputs
+        return {binding.port: await self.output(binding) for binding in self._plan.outputs}
+
+    async def output(self, binding: Binding) -> Rows:
+        """One output of the plan; raises as `outputs` does."""
+        made = await self.gather(binding, None)
+        return Rows(await local(made.values), made.confidence)
 
     def rows_of(self, step: Step) -> Index | None:
         """The rows a step runs for: all its sources have, or behind a guard those that are unsure."""

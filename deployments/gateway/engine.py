@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import orjson
+
 from deployments.gateway.messages import Explanation, InferAnswer, InferRequest, Route
 from planner.batching import Batchers
 from planner.calls import Calls
@@ -22,7 +24,7 @@ from planner.catalogue import Catalogue
 from planner.convoys import MOST_ROWS, Convoy, Passenger
 from planner.direct import direct
 from planner.dispatch import Dispatcher
-from planner.errors import BadInput, BadRequest, DeadlineExceeded, NoPlan, NotFound, near
+from planner.errors import BadInput, BadRequest, DeadlineExceeded, NoPlan, NotFound, StepFailed, near
 from planner.features import Array, Feature, Port, Rows, check_rows, datatype_of, is_a
 from planner.fusion import RunCounter, Use
 from planner.goals import Goal, Objective, Terms
@@ -120,7 +122,7 @@ class Engine:
         target = await self._target(request)
         route = self._route(target, request)
         token = Token.of(target.terms, now_s)
-        if request.detailed or route.n_rows > MOST_ROWS:
+        if request.detailed or route.n_rows > MOST_ROWS or target.terms.alone:
             answer = await self._dispatch(route.plans.best, request.inputs, token, route.plans.plans[1:])
         else:
             answer = await _taken_along(route.convoy, Passenger(request.inputs, route.n_rows, token))
@@ -130,7 +132,7 @@ class Engine:
             model=target.model,
             version=target.version,
             id=request.id,
-            outputs=_chosen(answer.outputs, request.outputs),
+            outputs=_chosen(answer, request.outputs),
             parameters=parameters_of(answer),
             plan=answer.plan,
             steps=answer.steps,
@@ -329,12 +331,15 @@ async def _taken_along(convoy: Convoy, passenger: Passenger) -> Answer:
 
 
 def parameters_of(answer: Answer) -> dict[str, str | int | float | bool]:
-    """What an answer says of itself: plan, trace id, the lowest confidence where there is one, flags."""
+    """What an answer says of itself: plan, trace id, the lowest confidence where there is one, flags, and what is
+    missing where something is."""
     parameters: dict[str, str | int | float | bool] = {"plan": answer.plan.id, "trace_id": secrets.token_hex(16)}
     given = [float(rows.confidence.min()) for rows in answer.outputs.values() if rows.confidence is not None]
     if given:
         parameters["confidence"] = min(given)
     parameters["flags"] = ",".join(sorted(answer.flags))
+    if answer.missing:
+        parameters["missing"] = orjson.dumps(dict(answer.missing)).decode()
     return parameters
 
 
@@ -373,14 +378,20 @@ def _kilo(inputs: Mapping[str, Array], ports: tuple[Port, ...]) -> float:
     return sum(inputs[p.name].size for p in ports if -1 in p.feature.shape and p.name in inputs) / 1e3
 
 
-def _chosen(outputs: Mapping[str, Rows], names: tuple[str, ...]) -> Mapping[str, Rows]:
-    """The outputs asked for by name, all of them when none is; `<name>.confidence` is a tensor of its own."""
+def _chosen(answer: Answer, names: tuple[str, ...]) -> Mapping[str, Rows]:
+    """The outputs asked for by name, all of them when none is; `<name>.confidence` is a tensor of its own.
+
+    Missing ones are left out. Raises StepFailed when that leaves nothing, BadRequest for a name that there is not.
+    """
+    outputs = answer.outputs
     if not names:
         return outputs
     chosen = {}
     for name in names:
         base = name.removesuffix(_CONFIDENCE)
         rows = outputs.get(name) or outputs.get(base)
+        if rows is None and (name in answer.missing or base in answer.missing):
+            continue
         if rows is None:
             raise BadRequest(f"there is no output {name!r}.", hint=near(name, outputs))
         if name in outputs:
@@ -389,4 +400,7 @@ def _chosen(outputs: Mapping[str, Rows], names: tuple[str, ...]) -> Mapping[str,
             raise BadRequest(f"output {base!r} comes without a confidence.", hint="Leave it out of `outputs`.")
         else:
             chosen[name] = Rows(rows.confidence)
+    if not chosen:
+        reasons = "; ".join([f"{name}: {reason}" for name, reason in answer.missing.items()])
+        raise StepFailed(f"nothing that was asked for could be had. {reasons}", hint="Ask for other outputs.")
     return chosen

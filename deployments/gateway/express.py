@@ -215,7 +215,7 @@ class Express:
             route = self._engine.route(request)
         except FenixError:
             return None
-        if form.binary or route.n_rows > MOST_ROWS:
+        if form.binary or route.n_rows > MOST_ROWS or route.terms.alone:
             return None
         tensors = []
         for name, values in request.inputs.items():

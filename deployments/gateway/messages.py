@@ -41,7 +41,7 @@ class InferRequest:
 class InferAnswer:
     """One answer to encode. `parameters` holds only str, int, float and bool: `plan`, `trace_id`, `confidence`
     (the lowest over the rows; absent where no step gives one), `flags` (of `planner.plans.Answer`, joined by commas, ""
-    when none)."""
+    when none), `missing` where outputs are (a JSON object as text: the reason by output)."""
 
     model: str
     version: str

@@ -131,7 +131,8 @@ class WantedOutput(Closed):
 
 
 class Inference(Closed):
-    """An Open Inference request. `parameters` are terms: deadline_ms, max_cost, min_accuracy, priority, user, tags."""
+    """An Open Inference request. `parameters` are terms: deadline_ms, max_cost, min_accuracy, priority, user, tags,
+    purpose, partial."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"id": "7", "parameters": {"deadline_ms": 200}, "inputs": [_TENSOR]}]}
@@ -153,7 +154,8 @@ class OutputTensor(Closed):
 
 
 class InferenceReply(Closed):
-    """`parameters`: plan, trace_id, confidence (the lowest over the rows) and flags (joined by commas)."""
+    """`parameters`: plan, trace_id, confidence (the lowest over the rows), flags (joined by commas), and where outputs
+    are missing `missing` (a JSON object as text: the reason by output)."""
 
     model_name: str
     model_version: str
@@ -193,6 +195,7 @@ class TermsBody(Closed):
     user: str | None = Field(default=None, max_length=256)
     tags: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(default=None, max_length=32)
     purpose: str | None = Field(default=None, max_length=256)
+    partial: bool | None = Field(default=None, description="Outputs that cannot be had may be left out.")
 
 
 class _Wish(Closed):

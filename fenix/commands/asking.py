@@ -51,6 +51,10 @@ Tag = Annotated[
     list[str] | None, typer.Option("--tag", metavar="TAG", help="What the data is (pii, medical); repeatable.")
 ]
 Purpose = Annotated[str | None, typer.Option("--purpose", metavar="TEXT", help="What for; kept in the journal.")]
+Partial = Annotated[
+    bool | None,
+    typer.Option("--partial/--whole", help="Whether outputs that cannot be had may be left out.", show_default="whole"),
+]
 
 
 def plan(
@@ -66,6 +70,7 @@ def plan(
     user: User = None,
     tag: Tag = None,
     purpose: Purpose = None,
+    partial: Partial = None,
     output: Output = Format.TABLE,
     url: Url = "",
     settings: SettingsFile = None,
@@ -73,7 +78,7 @@ def plan(
 ) -> None:
     """Show how a request would be answered, and what was rejected and why. Runs nothing."""
     _exactly_one(goal, sentence, want)
-    terms = _terms(deadline_ms, max_cost, min_accuracy, priority, user, tag, purpose)
+    terms = _terms(deadline_ms, max_cost, min_accuracy, priority, user, tag, purpose, partial)
     with open_client(url, settings, timeout_s) as client:
         if sentence and input:
             goal = client.plan(sentence=sentence, terms=terms)["goal"]
@@ -108,6 +113,7 @@ def infer(
     user: User = None,
     tag: Tag = None,
     purpose: Purpose = None,
+    partial: Partial = None,
     output: Output = Format.TABLE,
     url: Url = "",
     settings: SettingsFile = None,
@@ -122,7 +128,7 @@ def infer(
         raise BadRequest(
             f"--save {save}: outputs are written as .npz.", hint=f"Write --save {save.with_suffix('.npz')}."
         )
-    terms = _terms(deadline_ms, max_cost, min_accuracy, priority, user, tag, purpose)
+    terms = _terms(deadline_ms, max_cost, min_accuracy, priority, user, tag, purpose, partial)
     with open_client(url, settings, timeout_s) as client:
         if sentence:
             found = client.plan(sentence=sentence, terms=terms)
@@ -146,6 +152,7 @@ def infer(
         "plan": result.plan,
         "trace_id": result.trace_id,
         "flags": sorted(result.flags),
+        "missing": dict(result.missing),
     }
     emit(data, output, lambda: _answered(result))
 
@@ -166,6 +173,7 @@ def _terms(
     user: str | None,
     tag: list[str] | None,
     purpose: str | None,
+    partial: bool | None,
 ) -> dict[str, Any]:
     """The terms that were given, checked before anything is sent."""
     from planner.goals import Terms
@@ -178,6 +186,7 @@ def _terms(
         "user": user,
         "tags": tag or None,
         "purpose": purpose,
+        "partial": partial,
     }
     terms = {name: value for name, value in given.items() if value is not None}
     Terms.parse(terms)
@@ -311,6 +320,7 @@ def _answered(result: Result) -> Iterator[RenderableType]:
             "plan": result.plan,
             "trace": result.trace_id,
             "flags": ", ".join(sorted(result.flags)),
+            "missing": "\n".join(f"{name}: {reason}" for name, reason in result.missing.items()),
         }
     )
     if result.steps:

@@ -65,6 +65,7 @@ class TestInfer:
             "plan": "p-double",
             "trace_id": "t1",
             "flags": [],
+            "missing": {},
         }
         for form, read in (("json", json.loads), ("yaml", yaml.safe_load)):
             result = run("infer", "--sentence", "double it", "-i", "[[1, 2]]", "-o", form, gateway=gateway)
@@ -72,7 +73,9 @@ class TestInfer:
             assert result.stderr == "understood as doubling (sureness 1.00)\n"
 
     def test_terms_reach_the_gateway(self, gateway: Served) -> None:
-        options = "--deadline-ms 500 --max-cost 2 --min-accuracy 0.5 --priority 0 --user ann --tag pii --tag eu"
+        options = (
+            "--deadline-ms 500 --max-cost 2 --min-accuracy 0.5 --priority 0 --user ann --tag pii --tag eu --partial"
+        )
         result = run("infer", "doubling", "-i", "[[1]]", *options.split(), "--purpose", "a trial", gateway=gateway)
         assert result.exit_code == 0
         assert gateway.engine.seen[-1].terms == {
@@ -83,6 +86,7 @@ class TestInfer:
             "user": "ann",
             "tags": ["pii", "eu"],
             "purpose": "a trial",
+            "partial": True,
         }
 
     def test_wanted_features_are_asked_with_their_types(self, gateway: Served) -> None:

@@ -78,6 +78,12 @@ class TestInfer:
         assert (result.confidence, result.plan, result.trace_id, result.flags) == (0.75, "p-double", "t1", frozenset())
         assert result.parameters["plan"] == "p-double"
 
+    def test_says_which_outputs_are_missing_and_why(self) -> None:
+        from fenix.client import _missing
+
+        assert _missing({"missing": '{"label": "gone"}'}) == {"label": "gone"}
+        assert _missing({}) == _missing({"missing": 3}) == _missing({"missing": "two of them"}) == {}
+
     def test_one_array_will_do_where_there_is_one_input(self, client: Any) -> None:
         np.testing.assert_array_equal(client.infer("doubling", np.ones((1, 2), np.float32))["y"], [[2.0, 2.0]])
 

@@ -121,6 +121,7 @@ goals = st.builds(
         min_accuracy=st.none() | shares,
         priority=st.integers(0, 9),
         tags=st.frozensets(words, max_size=3),
+        partial=st.booleans(),
     ),
     objective=st.builds(Objective, amounts, amounts, amounts),
     validation=texts,

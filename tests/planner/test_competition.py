@@ -3,81 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.batching import Done
-from planner.calls import Part, Produced
 from planner.cards import Accuracy, Card, LatencyProfile
 from planner.competition import URGENT, Competition, delay_s
 from planner.dispatch import Dispatcher
-from planner.errors import DeadlineExceeded, ExtensionTimeout, ExtensionUnavailable, StepFailed
+from planner.errors import ExtensionUnavailable
 from planner.goals import Terms
 from planner.hedging import HedgeSettings
-from planner.placed import Queue
 from planner.plans import Answer, Plan
 from planner.tokens import Token
-from tests.clocks import JumpingLoop
-from tests.planner.doubles import card, plan_of, step
+from tests.planner.doubles import Lines, card, jump, plan_of, step
 
-T = TypeVar("T")
 X = np.array([1, 2], np.float32)
 GENEROUS = HedgeSettings(most_share=1.0, burst=10)
 MS = 1e-3
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
-        return runner.run(work)
-
-
 def timed_card(name: str, p50_ms: float, accuracy: float = 1.0) -> Card:
     """Its p99 is twice its p50."""
     return card(name).but(profile=LatencyProfile(p50_ms, 0.0), accuracy=Accuracy(accuracy))
-
-
-class Lines:
-    """Queues of extensions that take as long as a test says by name, or fail then."""
-
-    def __init__(self, **takes_ms: float) -> None:
-        self.takes_ms = takes_ms
-        self.failures: dict[str, StepFailed] = {}
-        self.told: list[tuple[str, str, float]] = []  # extension, what happened, when
-
-    def of(self, card: Card) -> Queue:
-        return _Line(self, card.name)
-
-    def when(self, name: str, what: str) -> list[float]:
-        return [round(at_s / MS, 3) for who, happened, at_s in self.told if (who, happened) == (name, what)]
-
-
-class _Line:
-    def __init__(self, lines: Lines, name: str) -> None:
-        self._lines = lines
-        self._name = name
-
-    async def submit(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float | None = None) -> Done:
-        loop, name, lines = asyncio.get_running_loop(), self._name, self._lines
-        left_s = (token.until_s if until_s is None else until_s) - loop.time()
-        takes_s = lines.takes_ms[name] * MS
-        lines.told.append((name, "began", loop.time()))
-        try:
-            await asyncio.sleep(min(takes_s, left_s))
-        except asyncio.CancelledError:
-            lines.told.append((name, "cancelled", loop.time()))
-            raise
-        if takes_s > left_s:
-            raise DeadlineExceeded("late") if loop.time() >= token.until_s else ExtensionTimeout("slow")
-        if name in lines.failures:
-            raise lines.failures[name]
-        lines.told.append((name, "done", loop.time()))
-        return Done({"y": Produced(X + ord(name[0]))}, n_rows, 0.0, 0.0)
 
 
 def dispatcher(lines: Lines, cards: Sequence[Card], settings: HedgeSettings = GENEROUS) -> Dispatcher:
@@ -102,7 +53,7 @@ def ask(
         token = Token.of(terms, asyncio.get_running_loop().time())
         return await dispatcher(lines, cards, settings).dispatch(plan, {"x": X}, token)
 
-    return run(scenario())
+    return jump(scenario())
 
 
 def by(answer: Answer) -> str:
@@ -169,7 +120,7 @@ def test_a_fallback_that_is_ill_is_not_set_beside_a_step() -> None:
         answer = await made.dispatch(PLAN, {"x": X}, Token.of(URGENTLY, 0.0))
         assert (by(answer), lines.when("spare", "began")) == ("a", [])
 
-    run(scenario())
+    jump(scenario())
 
 
 def test_what_comes_after_the_step_is_left_its_time() -> None:
@@ -214,7 +165,7 @@ def test_a_client_that_leaves_ends_both() -> None:
         await asyncio.sleep(0)
         assert lines.when("a", "cancelled") == lines.when("spare", "cancelled") == [180.0]
 
-    run(scenario())
+    jump(scenario())
 
 
 def test_only_a_small_share_of_urgent_steps_runs_in_competition_however_many_are_slow() -> None:
@@ -226,7 +177,7 @@ def test_only_a_small_share_of_urgent_steps_runs_in_competition_however_many_are
             await made.dispatch(PLAN, {"x": X}, token)
         assert 9 <= len(lines.when("spare", "began")) <= 0.03 * 400
 
-    run(scenario())
+    jump(scenario())
 
 
 times_ms = st.floats(0.1, 1e4)
@@ -238,10 +189,10 @@ def test_a_rival_starts_as_late_as_it_may_never_before_the_own_p99_and_not_in_va
 ) -> None:
     own, rival = timed_card("a", own_ms), timed_card("b", rival_ms)
     start_s = delay_s(own, rival, 1, 0.0, left_s)
-    unusual_s = own.profile.p99_ms(1) * MS
+    unusual_s = own.profile.p99_ms(1) / 1e3
     if start_s is None:
-        assert unusual_s + rival_ms * MS > left_s or rival_ms * MS > left_s
+        assert max(0.0, unusual_s) + rival_ms / 1e3 > left_s
         return
     assert start_s >= unusual_s
-    assert start_s + rival_ms * MS <= left_s
+    assert start_s + rival_ms / 1e3 <= left_s
     assert start_s == pytest.approx(max(unusual_s, left_s - 2 * rival_ms * MS))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from deployments.gateway.messages import InferAnswer, InferRequest
 from planner.calls import LocalCalls
 from planner.cards import Accuracy, Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue
-from planner.errors import BadInput, BadRequest, BadTerms, NoPlan, NotFound, TermsUnmet, Unsure
+from planner.errors import BadInput, BadRequest, BadTerms, NoPlan, NotFound, StepFailed, TermsUnmet, Unsure
 from planner.features import Array, Feature, Port, Rows
 from planner.goals import Goal, Terms
 from planner.intent import Encoder, TfidfEncoder
@@ -136,6 +137,7 @@ def test_outputs_are_chosen_by_name_and_confidence_can_be_a_tensor() -> None:
         ({"model": "double", "inputs": {"x": np.ones((2, 2), np.float32)}}, BadInput, r"shape \[2, 2\]"),
         ({"model": "double", "inputs": {"x": np.ones(0, np.float32)}}, BadInput, "no rows"),
         ({"model": "double", "inputs": X, "terms": {"dedline_ms": 1}}, BadTerms, "dedline_ms"),
+        ({"model": "double", "inputs": X, "terms": {"partial": "yes"}}, BadTerms, "partial is true or false"),
         ({"model": "double", "inputs": X, "terms": {"max_cost": 0.1, "min_accuracy": 0.95}}, TermsUnmet, "cost"),
         ({"model": "exact", "inputs": X, "terms": {"max_cost": 1.0}}, TermsUnmet, "max_cost 1: 3 is predicted"),
         ({"inputs": X}, BadRequest, "names no goal"),
@@ -146,6 +148,54 @@ def test_what_does_not_fit_is_refused_with_a_typed_error(
 ) -> None:
     with pytest.raises(error, match=why):
         infer(**request_)
+
+
+def test_outputs_that_cannot_be_had_are_named_where_the_terms_allow_it() -> None:
+    def breaking(rows: dict[str, Array]) -> Mapping[str, Rows]:
+        raise ValueError("no")
+
+    odd = Feature("number/odd", "FP32")
+    cards = (CARDS[0], one("odd", NUMBER, odd, "x", "z"))
+    goal = Goal("both", (Port("x", NUMBER),), (Port("y", DOUBLE), Port("z", odd)))
+
+    async def ask(terms: Mapping[str, Any], *outputs: str) -> InferAnswer:
+        engine = Engine(LocalCalls({ExtensionId("exact@1"): WORK["exact@1"], ExtensionId("odd@1"): breaking}))
+        await engine.follow(Catalogue.of(cards, [goal]))
+        return await engine.infer(InferRequest(inputs=X, model="both", terms=terms, outputs=outputs))
+
+    answer = asyncio.run(ask({"partial": True}))
+    assert {name: rows.values.tolist() for name, rows in answer.outputs.items()} == {"y": [2.0, 4.0]}
+    assert answer.parameters["flags"] == "partial"
+    assert json.loads(str(answer.parameters["missing"])) == {"z": "odd@1 raised ValueError: no"}
+    some = asyncio.run(ask({"partial": True}, "y.confidence", "z", "z.confidence"))
+    assert set(some.outputs) == {"y.confidence"}
+    with pytest.raises(StepFailed, match=r"nothing that was asked for could be had\. z: odd@1 raised"):
+        asyncio.run(ask({"partial": True}, "z"))
+    with pytest.raises(BadRequest, match="no output 'w'"):
+        asyncio.run(ask({"partial": True}, "w"))
+    with pytest.raises(StepFailed, match="odd@1 raised"):
+        asyncio.run(ask({}))
+
+
+def test_a_request_whose_answer_is_its_own_does_not_travel_with_others() -> None:
+    rows_together: list[int] = []
+
+    def counted(rows: dict[str, Array]) -> Mapping[str, Rows]:
+        rows_together.append(len(rows["x"]))
+        return WORK["exact@1"](rows)
+
+    async def scenario() -> None:
+        engine = Engine(LocalCalls({ExtensionId("exact@1"): counted}))
+        await engine.follow(Catalogue.of(CARDS[:1], GOALS[:1]))
+
+        def ask(**terms: Any) -> Any:
+            return engine.infer(InferRequest(inputs=X, model="double", terms=terms))
+
+        answers = await asyncio.gather(ask(), ask(), ask(partial=True))
+        assert [len(answer.outputs["y"].values) for answer in answers] == [2, 2, 2]
+        assert [answer.steps[0].n_rows for answer in answers] == [4, 4, 2]
+
+    asyncio.run(scenario())
 
 
 def test_explaining_plans_without_running_anything() -> None:

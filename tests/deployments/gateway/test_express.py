@@ -394,6 +394,7 @@ def int32(shape: Any, data: Any, **more: Any) -> bytes:
 
 FLAT = [1, 2, 3, 4]
 SERVED = {  # by the usual way, and well
+    "an answer that may lack outputs": ("sure", document(X, parameters={"partial": True})),
     "nested data": ("echo_int32", int32([2, 2], [[1, 2], [3, 4]])),
     "chosen outputs": ("sure", document(X, outputs=[{"name": "twice"}])),
     "binary parameters of a tensor": ("echo_int32", int32([2, 2], FLAT, parameters={"binary_data_size": None})),
