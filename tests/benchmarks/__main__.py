@@ -8,6 +8,7 @@ import sys
 BENCHMARKS = {
     "planning": "how long a plan takes, cached and fresh, up to 100,000 extensions",
     "batching": "which batching policy answers most rows in time, simulated",
+    "budget": "where the time of a request goes in the gateway",
     "hedging": "what second calls bring where a replica is slow",
     "serving": "models composed behind HTTP, beside a hand-written server and plain Ray Serve",
 }
