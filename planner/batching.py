@@ -21,6 +21,7 @@ import numpy as np
 from planner.admission import Backlog
 from planner.calls import Calls, Part, Produced, Ran, concatenated, local
 from planner.cards import Card, ExtensionId
+from planner.envelopes import Envelope
 from planner.errors import (
     BadRequest,
     Cancelled,
@@ -114,6 +115,7 @@ class Batcher:
         self._pulse = _Pulse(self._loop.time())
         self._deadlines = _Deadlines(self._loop, self._expire)
         self._look_again: asyncio.TimerHandle | None = None
+        self.cpu_share = self.gpu_share = math.nan
         self._batch_rows = limits.max_rows  # that the policy wants just now
         # A lone request is no choice: all those share one state.
         self._lone = QueueState(1, 1, 0.0, 0.0, n_slots=limits.max_in_flight, max_rows=limits.max_rows)
@@ -138,6 +140,13 @@ class Batcher:
             raise
         finally:
             self._deadlines.forget(item)
+
+    def hear(self, fares: Envelope | None) -> None:
+        """Takes in how the extension's replicas fare, all together; None where nobody knows."""
+        if fares is None:
+            self.cpu_share = self.gpu_share = math.nan
+        else:
+            self.cpu_share, self.gpu_share = min(1.0, fares.cpu_share / fares.n_replicas), fares.gpu_share
 
     def backlog(self, token: Token) -> Backlog | None:
         """What rows of this request would find here; None where they would go at once."""
@@ -272,6 +281,8 @@ class Batcher:
             n_in_flight=len(self._running),
             n_slots=self._n_slots,
             max_rows=self._limits.max_rows,
+            cpu_share=self.cpu_share,
+            gpu_share=self.gpu_share,
             recent_ms=self._pulse.recent_ms,
         )
 
@@ -465,6 +476,7 @@ class Batchers:
         self._policy_of = policy_of
         self._weight_of = weight_of
         self._by_extension: dict[ExtensionId, Batcher] = {}
+        self._fares: Mapping[ExtensionId, Envelope] = {}
 
     def of(self, card: Card) -> Batcher:
         batcher = self._by_extension.get(card.id)
@@ -477,7 +489,14 @@ class Batchers:
             batcher = self._by_extension[card.id] = Batcher(
                 card.id, self._calls, limits, self._observe, policy, card.free_ports, self._weight_of
             )
+            batcher.hear(self._fares.get(card.id))
         return batcher
+
+    def hear(self, fares: Mapping[ExtensionId, Envelope]) -> None:
+        """Takes in how the replicas of every extension fare, for the policies: one merged envelope each."""
+        self._fares = fares
+        for extension, batcher in self._by_extension.items():
+            batcher.hear(fares.get(extension))
 
     def backlog(self, extension: ExtensionId, token: Token) -> Backlog | None:
         """What rows of this request would find before the extension; None where they would go at once."""

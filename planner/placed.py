@@ -15,6 +15,7 @@ from planner.batching import Batchers, Done, Observe
 from planner.breakers import Breakers
 from planner.calls import Part, Produced
 from planner.cards import Card, ExtensionId
+from planner.envelopes import Envelope
 from planner.errors import ExtensionBroken, ExtensionRaised, ExtensionTimeout, ExtensionUnavailable
 from planner.features import Array, Rows
 from planner.placement import Placements
@@ -87,6 +88,12 @@ class Placed:
     def is_healthy(self, extension: ExtensionId) -> bool:
         """Whether calling the extension is worth trying."""
         return extension in self._inline or self.breakers.state(extension, perf_counter()) != "open"
+
+    def hear(self, fares: Mapping[ExtensionId, Envelope], now_s: float) -> None:
+        """Takes in what replicas say of themselves, one merged envelope per extension: breakers and batching policies
+        go by it."""
+        self.breakers.observe(fares, now_s)
+        self._batchers.hear(fares)
 
     def inline(self) -> frozenset[ExtensionId]:
         return frozenset(self._inline)

@@ -62,9 +62,8 @@ class Gateway:
         )
         self._tending = asyncio.get_running_loop().create_task(self._inline.tend(), name="tend-inline")
         self._telling = asyncio.get_running_loop().create_task(self._tell_profiles(), name="tell-profiles")
-        breakers = engine.placed.breakers
         self._board = BoardClient()
-        self._fares = BoardFollower(self._board, lambda found: breakers.observe(found, perf_counter()))
+        self._fares = BoardFollower(self._board, lambda found: engine.placed.hear(found, perf_counter()))
         self._fares.start()
         self._judging = asyncio.get_running_loop().create_task(self._judge(), name="judge-extensions")
         self._steward = StewardClient() if installation.fusion is not None else None

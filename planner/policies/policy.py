@@ -22,7 +22,8 @@ class QueueState:
 
     `least_slack_ms` is the time until the first deadline, inf where there is none. `arrival_rate_per_s` counts rows.
     `recent_ms` is a moving average of what calls took, 0 before the first. `cpu_share` and `gpu_share` are in 0..1,
-    nan when unknown.
+    nan when unknown: what the replicas use of a core each, and the share of their GPUs' memory that is taken, of half a
+    second ago or less while they have work.
     """
 
     n_waiting_rows: int

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
-from planner.batching import Batcher, BatchLimits, Done
+from planner.batching import Batcher, Batchers, BatchLimits, Done
 from planner.calls import Parts, Produced, Ran
 from planner.cards import ExtensionId
+from planner.envelopes import Envelope
 from planner.errors import (
     BadInput,
     Cancelled,
@@ -22,7 +24,7 @@ from planner.features import Array
 from planner.policies.greedy import Greedy
 from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
 from planner.tokens import Token
-from tests.planner.doubles import PacedCalls, Work, failing, plus
+from tests.planner.doubles import PacedCalls, Work, card, failing, plus
 
 NAME = ExtensionId("plus@1")
 FAR_S = 1e9
@@ -453,6 +455,40 @@ def test_the_policy_hears_what_calls_took_and_how_many_rows_were_dropped() -> No
 
     asyncio.run(scenario())
     assert [(outcome.n_rows, outcome.state.n_waiting_rows) for outcome in heard] == [(2, 1), (2, 2)]
+
+
+def test_the_policy_sees_how_busy_the_replicas_are() -> None:
+    seen: list[QueueState] = []
+
+    class Looking(Greedy):
+        def _wish(self, state: QueueState) -> tuple[int, float]:
+            seen.append(state)
+            return super()._wish(state)
+
+    async def scenario() -> None:
+        calls = PacedCalls({NAME: plus(0)})
+        batchers = Batchers(calls, policy_of=lambda card: Looking())
+        plus_card = card("plus")
+
+        async def look() -> tuple[float, float]:
+            queue = batchers.of(plus_card)
+            calls.gate.clear()
+            tasks = [asyncio.create_task(submit(queue, 1.0)) for _ in range(4)]
+            await settle()
+            calls.gate.set()
+            await asyncio.gather(*tasks)
+            return seen[-1].cpu_share, seen[-1].gpu_share
+
+        batchers.hear({NAME: Envelope(NAME, "", 0.0, cpu_share=0.6, gpu_share=0.25, n_replicas=2)})
+        assert await look() == (0.3, 0.25)
+        batchers.hear({NAME: Envelope(NAME, "", 0.0, cpu_share=3.5)})
+        cpu_share, gpu_share = await look()
+        assert cpu_share == 1.0
+        assert math.isnan(gpu_share)
+        batchers.hear({})
+        assert all(map(math.isnan, await look()))
+
+    asyncio.run(scenario())
 
 
 def test_a_backlog_tells_what_a_new_request_would_find() -> None:

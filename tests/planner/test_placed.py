@@ -14,6 +14,7 @@ from planner.batching import Batchers
 from planner.breakers import Breakers
 from planner.calls import Part, Produced, RemoteArray
 from planner.cards import Card, ExtensionId, LatencyProfile, Resources
+from planner.envelopes import Envelope
 from planner.errors import BadInput, ExtensionBroken, ExtensionRaised, ExtensionUnavailable, FenixError
 from planner.features import Array, Feature, Port, Rows
 from planner.placed import Function, Placed
@@ -57,8 +58,9 @@ class Bench:
         self.calls = PacedCalls({TINY.id: deployed})
         self.placements = Placements()
         self.observed: list[tuple[str, int, float, float]] = []
+        self.batchers = Batchers(self.calls)
         self.placed = Placed(
-            Batchers(self.calls),
+            self.batchers,
             self.placements,
             lambda *told: self.observed.append(told),
             Breakers(random.Random(0)),
@@ -264,6 +266,18 @@ def test_a_group_that_is_split_counts_for_nothing_and_who_is_left_of_it_once() -
             with pytest.raises(ExtensionRaised):
                 await bench.submit(rows(i))
         assert not bench.placed.is_healthy(TINY.id)
+
+    run(scenario())
+
+
+def test_what_replicas_tell_reaches_breakers_and_policies() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        batcher = bench.batchers.of(TINY)
+        all_failed = Envelope(TINY.id, "", 0.0, n_calls=40, n_failed=40, cpu_share=0.5)
+        bench.placed.hear({TINY.id: all_failed}, perf_counter())
+        assert not bench.placed.is_healthy(TINY.id)
+        assert batcher.cpu_share == 0.5
 
     run(scenario())
 
