@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deployments.extension import Extension, extension
+from planner.cards import Resources
 from planner.features import Array, Feature
 
 NUMBER, DOUBLED = Feature("number/plain", "FP32"), Feature("number/doubled", "FP32")
@@ -65,3 +68,22 @@ class NeverStarts(Extension):
 def depends_on_batch(x: Array) -> Array:
     """Breaks the contract: a row's answer depends on its neighbours."""
     return x - x.mean()
+
+
+class SlowOnce(Extension):
+    """Gives numbers back, from one of two replicas. The first call that finds a file named `slow` in `folder` takes it
+    away and answers 5 s later."""
+
+    name = "slow-once"
+    inputs = {"x": NUMBER}
+    outputs = {"y": Feature("number/given-back", "FP32")}
+    resources = Resources(num_cpus=0, min_replicas=2, max_replicas=2, placement="remote")
+
+    def __init__(self, folder: str) -> None:
+        self._slow = Path(folder) / "slow"
+
+    def infer(self, *, x: Array, **_: Any) -> Array:
+        with contextlib.suppress(FileNotFoundError):
+            self._slow.unlink()
+            threading.Event().wait(5.0)
+        return x
