@@ -14,8 +14,9 @@ from deployments.gateway.metadata import Running, parts_of, placement_of
 from deployments.registry import RegistryClient
 from deployments.steward import Deed, StewardClient
 from planner.breakers import State
+from planner.calibration import temperature_of
 from planner.cards import Card, ExtensionId
-from planner.envelopes import merged, temperature_of
+from planner.envelopes import merged
 from planner.errors import ClusterDown
 
 MOST_DEEDS = 20

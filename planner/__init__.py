@@ -8,6 +8,7 @@ The nouns
     plans.py            requests, plans with their predictions and reasons, answers
     catalogue.py        all cards and goals at one epoch
     envelopes.py        the live state of extension replicas
+    calibration.py      what a confidence is worth, as far as the evidence tells
     errors.py           every error a user can meet, as a tree
 
 Deciding
@@ -42,6 +43,7 @@ Doing
     dispatch.py         runs a plan, and changes it on the way
     attempts.py         one step of a plan: its extension, then its fallbacks
     competition.py      urgent steps that take unusually long, and a fallback beside them
+    opinions.py         second opinions on rows that are not sure enough
     results.py          what steps brought, and the rows that later steps take from it
     placed.py           the queue of an extension: inline, or its deployment behind cache and breaker
     step_cache.py       results of steps that are known

@@ -5,7 +5,8 @@ A request's way through this file: `dispatch` lets it in on the first plan that 
 them, or behind a guard only the unsure ones), joins the line of its extension, and on failure that of its fallbacks
 (`attempts.py`). After each step two questions are asked: is there time for the rest, and is the rest healthy? If not,
 or if a step failed for good, the next plan that can do better takes over, with every result that it shares
-(`progress.py`).
+(`progress.py`). For requests that ask for it, what is left is an answer too when nothing helps (`partial.py`), and rows
+of the answer that are not sure enough are asked about once more (`opinions.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from planner.cards import ExtensionId
 from planner.competition import URGENT, Competition
 from planner.errors import FenixError, Overloaded
 from planner.features import Array, Rows
+from planner.opinions import Opinions, second_opinions
 from planner.partial import cut_off, early, some_in_time, useless
 from planner.placed import Queues
 from planner.plans import Answer, Plan, Step, StepId, StepRecord
@@ -66,12 +68,13 @@ class Dispatcher:
         `alternatives` may take its place: before the start, where only they are in time; on the way, where a step and
         its fallbacks fail (flag `fallback`), or where time runs short (flag `replanned`). `degraded` says that what
         ran promises less accuracy than `plan`. Where the token allows it, outputs that nothing can bring are left out
-        (flag `partial`, see `partial.py`), and the answer leaves a little before the deadline.
+        (flag `partial`, see `partial.py`), and the answer leaves a little before the deadline. Where it asks for a
+        confidence, rows below it get second opinions (`opinions.py`); flag `unsure` where some stay below.
 
         Raises Overloaded or ShareExceeded before anything ran, DeadlineExceeded, BadInput from an extension, or the
         failure of the last try.
         """
-        if token.partial:
+        if token.partial:  # what is there by then becomes the answer
             token = early(token, asyncio.get_running_loop().time())
         plans = [plan, *(other for other in alternatives if other is not plan)]
         trip = _Trip(self, inputs, token, plans)
@@ -81,6 +84,8 @@ class Dispatcher:
                 try:
                     turn = await run.walk()
                     if turn is None:
+                        if token.min_confidence is not None and run.opinions is None:
+                            await run.judge_again(token.min_confidence)
                         outputs = await (run.outputs_left() if token.partial else run.results.outputs())
                         return Answer(outputs, run.plan, run.records(), run.flags(plan), run.missing)
                     trip.flags.add("replanned")
@@ -168,6 +173,7 @@ class _Run:
         self._woken: asyncio.Future[None] | None = None
         self._at: Step | str = ""  # the step, or the output at the end, that is waited for or taken in
         self.plan = plan
+        self.opinions: Opinions | None = None  # on the rows of the answer, where they were asked for
         self.missing: dict[str, str] = {}  # outputs that cannot be had, and why
         trip.plans = [other for other in trip.plans if other is not plan]
         at_once = self._dispatcher.at_once(plan)
@@ -177,18 +183,17 @@ class _Run:
         self._after_ms = after_ms(plan, self._run_ms()) if matters else {}
         self.results = Results(plan, trip.inputs, trip.guilty)
         self.done = self.results.by_step
+        is_urgent = trip.token.priority <= URGENT and trip.token.hard and not at_once
         self._course = Course(
-            self._dispatcher.roster,
-            self._loop,
-            self._token,
-            self.results,
-            trip.guilty,
-            {} if self._token.partial else self._after_ms,  # who takes what is there may be late for the rest
-            not trip.plans,
-            self._dispatcher.competition
-            if self._token.priority <= URGENT and self._token.hard and not at_once
-            else None,
-            trip.started_s,
+            roster=self._dispatcher.roster,
+            loop=self._loop,
+            token=trip.token,
+            results=self.results,
+            guilty=trip.guilty,
+            after_ms={} if trip.token.partial else self._after_ms,  # who takes what is there may be late for the rest
+            is_last=not trip.plans,
+            competition=self._dispatcher.competition if is_urgent else None,
+            started_s=trip.started_s,
         )
 
     async def walk(self) -> Plan | None:
@@ -221,6 +226,17 @@ class _Run:
                 if self._after_ms and (turn := self._reconsidered(step)):
                     return turn
         return None
+
+    async def _step(self, step: Step) -> Result:
+        """Gathers the rows of a step, and has it done."""
+        results = self.results
+        index = results.rows_of(step)
+        if index is not None and len(index) == 0:
+            return Result({}, index)
+        inputs_list = [(binding.port, await results.gather(binding, index)) for binding in step.inputs]
+        inputs = await results.stack(step, inputs_list)
+        inherited = least([made.confidence for _, made in inputs_list])
+        return await Attempt(self._course, step, inputs, index).result(inherited)
 
     def _begin(self, step: StepId, task: asyncio.Task[Result]) -> None:
         self._running[step] = task
@@ -298,6 +314,12 @@ class _Run:
             self.done[step] = NOT_DONE
         return True
 
+    async def judge_again(self, below: float) -> None:
+        """Gets second opinions on the rows of the answer that are not sure enough, a little before the deadline."""
+        course = replace(self._course, token=early(self._token, self._loop.time()))
+        outputs = [output for output in self.plan.outputs if output.port not in self.missing]
+        self.opinions = await second_opinions(self.plan, course, outputs, below)
+
     async def outputs_left(self) -> dict[str, Rows]:
         """The outputs that are not missing."""
         outputs: dict[str, Rows] = {}
@@ -320,7 +342,8 @@ class _Run:
 
     def records(self) -> tuple[StepRecord, ...]:
         """What happened at the steps, in the order in which they ended."""
-        return tuple([result.record for result in self.done.values() if result.record is not None])
+        records = [result.record for result in self.done.values() if result.record is not None]
+        return tuple(records) if self.opinions is None else (*records, *self.opinions.records)
 
     def flags(self, wanted: Plan) -> frozenset[str]:
         flags = self._trip.flags
@@ -328,21 +351,12 @@ class _Run:
             flags.add("degraded")
         if self.missing:
             flags.add("partial")
+        if self.opinions is not None and self.opinions.unsure:
+            flags.add("unsure")
         for result in self.done.values():
             if result.flags:
                 flags |= result.flags
         return frozenset(flags)
-
-    async def _step(self, step: Step) -> Result:
-        """Gathers the rows of a step, and has it done."""
-        results = self.results
-        index = results.rows_of(step)
-        if index is not None and len(index) == 0:
-            return Result({}, index)
-        inputs_list = [(binding.port, await results.gather(binding, index)) for binding in step.inputs]
-        inputs = await results.stack(step, inputs_list)
-        inherited = least([made.confidence for _, made in inputs_list])
-        return await Attempt(self._course, step, inputs, index).result(inherited)
 
 
 def _hear(task: asyncio.Task[Result]) -> None:

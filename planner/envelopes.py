@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from planner.cards import Card, ExtensionId
+from planner.calibration import scaled
+from planner.cards import ExtensionId
 from planner.features import Array
 
 # Where the bins of a confidence distribution end, fine where confidences crowd.
 EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 _EDGES = np.array(EDGES)
 _ENDS = (0.0, *EDGES, 1.0)
-_LEAST_RATIO, _MOST_RATIO = 0.05, 20.0  # of temperatures
-_SURE = 5e-4  # evidence is kept in float16: nearer to 0 and 1 than this it cannot tell
 
 
 @dataclass(slots=True)
@@ -238,51 +237,3 @@ def _together(found: Sequence[Envelope]) -> Envelope:
         tags=found[0].tags,
         n_replicas=sum(one.n_replicas for one in found),
     )
-
-
-def scaled(confidence: float, temperature: float) -> float:
-    """A confidence in [0, 1] after temperature scaling: its log odds divided by the temperature."""
-    if temperature == 1.0 or confidence <= 0.0 or confidence >= 1.0:
-        return confidence
-    return 1.0 / (1.0 + math.exp(-math.log(confidence / (1.0 - confidence)) / temperature))
-
-
-def fit_temperature(confidence: Array, right: Array) -> float:
-    """The temperature, in [0.05, 20], under which these confidences say best how often they are right.
-
-    `confidence` is float (n_rows,) in [0, 1], `right` boolean (n_rows,). Above 1 where they claim too much, below 1
-    where too little, 1 where there are no rows. Least negative log likelihood of `right`; the logits of other classes
-    are not known here, so that of the answer against all others is divided. Targets are drawn in as Platt has it, so
-    that rows which are all right do not ask for certainty.
-    Sources: Guo, Pleiss, Sun and Weinberger 2017, On Calibration of Modern Neural Networks, ICML; Platt 1999,
-    Probabilistic Outputs for Support Vector Machines.
-    """
-    sure = np.clip(np.asarray(confidence, dtype=np.float64), _SURE, 1.0 - _SURE)
-    logits = np.log(sure / (1.0 - sure))
-    n_right = int(np.count_nonzero(right))
-    n_wrong = len(logits) - n_right
-    target = np.where(right, (n_right + 1.0) / (n_right + 2.0), 1.0 / (n_wrong + 2.0))
-
-    def slope(sharpness: float) -> float:
-        """Of the negative log likelihood, which is convex in the sharpness 1 / T."""
-        return float(np.sum((1.0 / (1.0 + np.exp(-sharpness * logits)) - target) * logits))
-
-    low, high = 1.0 / _MOST_RATIO, 1.0 / _LEAST_RATIO
-    if not np.any(logits):
-        return 1.0
-    if slope(low) >= 0.0:
-        return _MOST_RATIO
-    if slope(high) <= 0.0:
-        return _LEAST_RATIO
-    for _ in range(40):
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if slope(middle) > 0.0 else (middle, high)
-    return 1.0 / math.sqrt(low * high)
-
-
-def temperature_of(card: Card) -> float:
-    """The temperature that the card's evidence asks for; 1 where it has none or gives no confidence."""
-    confidence = card.evidence.confidence_rows() if card.evidence is not None else None
-    if card.evidence is None or confidence is None:
-        return 1.0
-    return fit_temperature(confidence, card.evidence.correct_rows())

@@ -40,7 +40,8 @@ class Terms:
     `deadline_ms` from arrival to answer; `max_cost` per row; `min_accuracy` in [0, 1]; `priority` 0 (most urgent)
     to 9, of which `planner.competition.URGENT` and lower may run fallbacks in competition; `tags` mark the data (`pii`,
     `medical`); `purpose` is free text for the journal. `partial` says that an answer may lack outputs which cannot be
-    had, instead of there being none.
+    had, instead of there being none. Rows whose confidence is below `min_confidence` in [0, 1] get second opinions; it
+    is the one limit that is not hard.
     """
 
     deadline_ms: float | None = None
@@ -51,11 +52,13 @@ class Terms:
     tags: frozenset[str] = frozenset()
     purpose: str = ""
     partial: bool = False
+    min_confidence: float | None = None
 
     def __post_init__(self) -> None:
         _limit("deadline_ms", self.deadline_ms, above=0.0)
         _limit("max_cost", self.max_cost, least=0.0)
         _limit("min_accuracy", self.min_accuracy, least=0.0, most=1.0)
+        _limit("min_confidence", self.min_confidence, least=0.0, most=1.0)
         if isinstance(self.priority, bool) or not isinstance(self.priority, int) or not 0 <= self.priority <= 9:
             raise BadTerms(f"priority is a whole number from 0 (most urgent) to 9, not {self.priority!r}.")
         if not isinstance(self.partial, bool):
@@ -70,7 +73,7 @@ class Terms:
     @property
     def alone(self) -> bool:
         """Whether the request cannot travel with others, because its answer is put together for it alone."""
-        return self.partial
+        return self.partial or self.min_confidence is not None
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], defaults: Terms | None = None) -> Terms:

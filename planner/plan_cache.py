@@ -82,7 +82,8 @@ class PlanCache:
 
     def _exactly(self, request: PlanRequest, catalogue: Catalogue) -> PlanSet | _Refusal:
         """As asked, where the class of the request has no plan."""
-        key = catalogue.epoch, replace(request, terms=replace(request.terms, user="", purpose="", priority=5, partial=False))
+        terms = replace(request.terms, user="", purpose="", priority=5, partial=False, min_confidence=None)
+        key = catalogue.epoch, replace(request, terms=terms)
         kept = self._kept.get(key)
         if kept is None:
             kept = self._plan(request, catalogue)

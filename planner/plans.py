@@ -159,7 +159,7 @@ class Answer:
     `fallback`: another extension or plan stood in. `degraded`: what ran promises less accuracy than the best plan.
     `replanned`: the plan was changed on the way. `cached`: the rows of a step, of one at least, were all known
     already. `hedged`: a call of a step, of one at least, was sent twice. The steps say which. `partial`: the outputs in
-    `missing`, each with the reason, could not be had.
+    `missing`, each with the reason, could not be had. `unsure`: rows stayed below the confidence that was asked for.
     """
 
     outputs: Mapping[str, Rows]

@@ -16,7 +16,8 @@ class Token:
     `rest_s` is what comes after the step it is at, as predicted: rows that would be done too late for that are dropped.
     `hard` says that `until_s` is the client's own deadline and not only our patience. `gone` is set when the client
     has left: nothing is started for the request from then on. `shared` says that the rows are those of several
-    requests, so that the rows of one may be what all of them fail for. `partial` is as in `Terms`.
+    requests, so that the rows of one may be what all of them fail for. `partial` and
+    `min_confidence` are as in `Terms`.
     """
 
     until_s: float
@@ -28,14 +29,18 @@ class Token:
     rest_s: float = 0.0
     shared: bool = False
     partial: bool = False
+    min_confidence: float | None = None
 
     @classmethod
     def of(cls, terms: Terms, now_s: float) -> Token:
         """The token of a request that came in at `now_s` under these terms."""
         if terms.deadline_ms is None:
-            return cls(now_s + PATIENCE_S, terms.priority, terms.user, terms.tags, partial=terms.partial)
-        until_s = now_s + terms.deadline_ms / 1e3
-        return cls(until_s, terms.priority, terms.user, terms.tags, hard=True, partial=terms.partial)
+            token = cls(now_s + PATIENCE_S, terms.priority, terms.user, terms.tags)
+        else:
+            token = cls(now_s + terms.deadline_ms / 1e3, terms.priority, terms.user, terms.tags, hard=True)
+        if terms.alone:
+            token.partial, token.min_confidence = terms.partial, terms.min_confidence
+        return token
 
     def late(self, now_s: float) -> bool:
         """Whether the client's own deadline has passed, but for a millisecond: timers are not finer."""

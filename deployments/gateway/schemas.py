@@ -132,7 +132,7 @@ class WantedOutput(Closed):
 
 class Inference(Closed):
     """An Open Inference request. `parameters` are terms: deadline_ms, max_cost, min_accuracy, priority, user, tags,
-    purpose, partial."""
+    purpose, partial, min_confidence."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"id": "7", "parameters": {"deadline_ms": 200}, "inputs": [_TENSOR]}]}
@@ -196,6 +196,9 @@ class TermsBody(Closed):
     tags: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(default=None, max_length=32)
     purpose: str | None = Field(default=None, max_length=256)
     partial: bool | None = Field(default=None, description="Outputs that cannot be had may be left out.")
+    min_confidence: float | None = Field(
+        default=None, ge=0, le=1, description="Rows that are less sure get second opinions."
+    )
 
 
 class _Wish(Closed):

@@ -56,6 +56,10 @@ Partial = Annotated[
     typer.Option("--partial/--whole", help="Whether outputs that cannot be had may be left out.", show_default="whole"),
 ]
 
+MinConfidence = Annotated[
+    float | None, typer.Option("--min-confidence", help="Rows that are less sure get second opinions; from 0 to 1.")
+]
+
 
 def plan(
     goal: Goal = "",
@@ -71,6 +75,7 @@ def plan(
     tag: Tag = None,
     purpose: Purpose = None,
     partial: Partial = None,
+    min_confidence: MinConfidence = None,
     output: Output = Format.TABLE,
     url: Url = "",
     settings: SettingsFile = None,
@@ -78,7 +83,7 @@ def plan(
 ) -> None:
     """Show how a request would be answered, and what was rejected and why. Runs nothing."""
     _exactly_one(goal, sentence, want)
-    terms = _terms(deadline_ms, max_cost, min_accuracy, priority, user, tag, purpose, partial)
+    terms = _terms(deadline_ms, max_cost, min_accuracy, priority, user, tag, purpose, partial, min_confidence)
     with open_client(url, settings, timeout_s) as client:
         if sentence and input:
             goal = client.plan(sentence=sentence, terms=terms)["goal"]
@@ -114,6 +119,7 @@ def infer(
     tag: Tag = None,
     purpose: Purpose = None,
     partial: Partial = None,
+    min_confidence: MinConfidence = None,
     output: Output = Format.TABLE,
     url: Url = "",
     settings: SettingsFile = None,
@@ -128,7 +134,7 @@ def infer(
         raise BadRequest(
             f"--save {save}: outputs are written as .npz.", hint=f"Write --save {save.with_suffix('.npz')}."
         )
-    terms = _terms(deadline_ms, max_cost, min_accuracy, priority, user, tag, purpose, partial)
+    terms = _terms(deadline_ms, max_cost, min_accuracy, priority, user, tag, purpose, partial, min_confidence)
     with open_client(url, settings, timeout_s) as client:
         if sentence:
             found = client.plan(sentence=sentence, terms=terms)
@@ -174,6 +180,7 @@ def _terms(
     tag: list[str] | None,
     purpose: str | None,
     partial: bool | None,
+    min_confidence: float | None,
 ) -> dict[str, Any]:
     """The terms that were given, checked before anything is sent."""
     from planner.goals import Terms
@@ -187,6 +194,7 @@ def _terms(
         "tags": tag or None,
         "purpose": purpose,
         "partial": partial,
+        "min_confidence": min_confidence,
     }
     terms = {name: value for name, value in given.items() if value is not None}
     Terms.parse(terms)

@@ -11,8 +11,9 @@ import pytest
 from deployments.board import Snapshot
 from deployments.live import Live, summary
 from planner.breakers import Standing
+from planner.calibration import scaled
 from planner.cards import Evidence, ExtensionId
-from planner.envelopes import Confidences, Envelope, scaled
+from planner.envelopes import Confidences, Envelope
 from planner.wiring import fused_card, groups_of
 from tests.planner.doubles import card, plan_of, step
 

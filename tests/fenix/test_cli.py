@@ -73,10 +73,11 @@ class TestInfer:
             assert result.stderr == "understood as doubling (sureness 1.00)\n"
 
     def test_terms_reach_the_gateway(self, gateway: Served) -> None:
-        options = (
-            "--deadline-ms 500 --max-cost 2 --min-accuracy 0.5 --priority 0 --user ann --tag pii --tag eu --partial"
+        options = "--deadline-ms 500 --max-cost 2 --min-accuracy 0.5 --priority 0 --user ann --tag pii --tag eu"
+        more = "--partial --min-confidence 0.7"
+        result = run(
+            "infer", "doubling", "-i", "[[1]]", *options.split(), "--purpose", "a trial", *more.split(), gateway=gateway
         )
-        result = run("infer", "doubling", "-i", "[[1]]", *options.split(), "--purpose", "a trial", gateway=gateway)
         assert result.exit_code == 0
         assert gateway.engine.seen[-1].terms == {
             "deadline_ms": 500,
@@ -87,6 +88,7 @@ class TestInfer:
             "tags": ["pii", "eu"],
             "purpose": "a trial",
             "partial": True,
+            "min_confidence": 0.7,
         }
 
     def test_wanted_features_are_asked_with_their_types(self, gateway: Served) -> None:

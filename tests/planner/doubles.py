@@ -60,6 +60,7 @@ class Lines:
         self.takes_ms = takes_ms
         self.failures: dict[str, StepFailed] = {}
         self.told: list[tuple[str, str, float]] = []  # extension, what happened, when
+        self.ended_s = 0.0  # for a test to note
         self.rests_s: list[float] = []  # what was said to come after the rows, of all that came
 
     def of(self, card: Card) -> Queue:

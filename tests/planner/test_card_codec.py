@@ -122,6 +122,7 @@ goals = st.builds(
         priority=st.integers(0, 9),
         tags=st.frozensets(words, max_size=3),
         partial=st.booleans(),
+        min_confidence=st.none() | shares,
     ),
     objective=st.builds(Objective, amounts, amounts, amounts),
     validation=texts,

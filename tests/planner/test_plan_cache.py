@@ -60,7 +60,7 @@ def test_terms_of_one_class_share_a_plan_that_honours_the_strictest(cache, plann
 def test_user_and_priority_do_not_part_requests(cache, planner):
     cache.get_or_plan(wish("image", "label", terms=Terms(user="a", priority=0)), CATALOGUE)
     cache.get_or_plan(wish("image", "label", terms=Terms(user="b", purpose="billing")), CATALOGUE)
-    cache.get_or_plan(wish("image", "label", terms=Terms(partial=True)), CATALOGUE)
+    cache.get_or_plan(wish("image", "label", terms=Terms(partial=True, min_confidence=0.9)), CATALOGUE)
     assert len(planner.requests) == 1
 
 

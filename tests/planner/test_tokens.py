@@ -12,6 +12,8 @@ def test_a_token_carries_the_terms_and_the_deadline_in_seconds_of_the_event_loop
     assert not token.partial
     assert Token.of(Terms(deadline_ms=250.0, partial=True), now_s=10.0).partial
     assert Token.of(Terms(partial=True), now_s=10.0).partial
+    assert token.min_confidence is None
+    assert Token.of(Terms(min_confidence=0.5), now_s=10.0).min_confidence == 0.5
 
 
 def test_without_a_deadline_a_request_ends_with_our_patience_which_is_never_its_own_deadline() -> None:

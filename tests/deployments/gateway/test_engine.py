@@ -137,6 +137,7 @@ def test_outputs_are_chosen_by_name_and_confidence_can_be_a_tensor() -> None:
         ({"model": "double", "inputs": {"x": np.ones((2, 2), np.float32)}}, BadInput, r"shape \[2, 2\]"),
         ({"model": "double", "inputs": {"x": np.ones(0, np.float32)}}, BadInput, "no rows"),
         ({"model": "double", "inputs": X, "terms": {"dedline_ms": 1}}, BadTerms, "dedline_ms"),
+        ({"model": "double", "inputs": X, "terms": {"min_confidence": 2}}, BadTerms, "min_confidence is from 0 to 1"),
         ({"model": "double", "inputs": X, "terms": {"partial": "yes"}}, BadTerms, "partial is true or false"),
         ({"model": "double", "inputs": X, "terms": {"max_cost": 0.1, "min_accuracy": 0.95}}, TermsUnmet, "cost"),
         ({"model": "exact", "inputs": X, "terms": {"max_cost": 1.0}}, TermsUnmet, "max_cost 1: 3 is predicted"),
@@ -191,9 +192,10 @@ def test_a_request_whose_answer_is_its_own_does_not_travel_with_others() -> None
         def ask(**terms: Any) -> Any:
             return engine.infer(InferRequest(inputs=X, model="double", terms=terms))
 
-        answers = await asyncio.gather(ask(), ask(), ask(partial=True))
-        assert [len(answer.outputs["y"].values) for answer in answers] == [2, 2, 2]
-        assert [answer.steps[0].n_rows for answer in answers] == [4, 4, 2]
+        answers = await asyncio.gather(ask(), ask(), ask(partial=True), ask(min_confidence=0.8))
+        assert [len(answer.outputs["y"].values) for answer in answers] == [2, 2, 2, 2]
+        assert [answer.steps[0].n_rows for answer in answers] == [4, 4, 2, 2]
+        assert [answer.parameters["flags"] for answer in answers] == ["", "", "", "unsure"]
 
     asyncio.run(scenario())
 

@@ -394,6 +394,7 @@ def int32(shape: Any, data: Any, **more: Any) -> bytes:
 
 FLAT = [1, 2, 3, 4]
 SERVED = {  # by the usual way, and well
+    "a wanted confidence": ("sure", document(X, parameters={"min_confidence": 0.9})),
     "an answer that may lack outputs": ("sure", document(X, parameters={"partial": True})),
     "nested data": ("echo_int32", int32([2, 2], [[1, 2], [3, 4]])),
     "chosen outputs": ("sure", document(X, outputs=[{"name": "twice"}])),
