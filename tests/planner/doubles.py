@@ -97,6 +97,24 @@ class _Line:
         return Done(lines.work.get(name, plus(ord(name[0])))(rows), n_rows, 0.0, 0.0)
 
 
+class SlowCalls(Calls):
+    """Calls that take as many ms of the loop's clock as a test says by name, and add the number of the name's first
+    letter."""
+
+    def __init__(self, **takes_ms: float) -> None:
+        self._takes_ms = takes_ms
+        self.cancelled: list[str] = []
+
+    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
+        name = extension.partition("@")[0]
+        try:
+            await asyncio.sleep(self._takes_ms[name] / 1e3)
+        except asyncio.CancelledError:
+            self.cancelled.append(name)
+            raise
+        return Ran(plus(ord(name[0]))({port: await join(arrays) for port, arrays in parts.items()}), 0.0)
+
+
 def plus(by: float, confidence: Callable[[Array], Array] | None = None) -> Work:
     """x (n,) -> y (n,) = the sum of all inputs plus `by`."""
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planner.batching import Batchers
 from planner.cards import Accuracy, Card, LatencyProfile
 from planner.competition import URGENT, Competition, delay_s
 from planner.dispatch import Dispatcher
@@ -19,7 +20,7 @@ from planner.goals import Terms
 from planner.hedging import HedgeSettings
 from planner.plans import Answer, Plan
 from planner.tokens import Token
-from tests.planner.doubles import Lines, card, jump, plan_of, step
+from tests.planner.doubles import Lines, SlowCalls, card, jump, plan_of, step
 
 X = np.array([1, 2], np.float32)
 GENEROUS = HedgeSettings(most_share=1.0, burst=10)
@@ -164,6 +165,20 @@ def test_a_client_that_leaves_ends_both() -> None:
             await running
         await asyncio.sleep(0)
         assert lines.when("a", "cancelled") == lines.when("spare", "cancelled") == [180.0]
+
+    jump(scenario())
+
+
+def test_behind_real_queues_the_call_that_loses_is_ended_where_no_other_request_waits_for_it() -> None:
+    async def scenario() -> None:
+        calls = SlowCalls(a=1_000.0, spare=15.0)
+        made = Dispatcher(Batchers(calls), {c.id: c for c in CARDS}.get, competition=Competition(GENEROUS))
+        made.competition.budget.observe(CARDS[0].id, 1, 1.0)
+        answer = await made.dispatch(PLAN, {"x": X}, Token.of(URGENTLY, 0.0))
+        assert (by(answer), answer.flags) == ("s", {"fallback"})
+        assert asyncio.get_running_loop().time() == pytest.approx(0.185)
+        await asyncio.sleep(0.001)
+        assert calls.cancelled == ["a"]
 
     jump(scenario())
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.admission import Backlog
+from planner.batching import Batchers
 from planner.calls import Produced
 from planner.cards import ExtensionId
 from planner.dispatch import Dispatcher
@@ -21,7 +22,7 @@ from planner.line import Ahead
 from planner.partial import MARGIN_S, cut_off, early, made_of, useless
 from planner.plans import REQUEST, Answer, Binding, Guard, Plan, Prediction, Source, Step, StepId
 from planner.tokens import Token
-from tests.planner.doubles import Lines, Work, bind, card, failing, jump, plus, step
+from tests.planner.doubles import Lines, SlowCalls, Work, bind, card, failing, jump, plus, step
 
 X = np.array([1, 2], np.float32)
 GONE = ExtensionUnavailable("gone")
@@ -144,6 +145,22 @@ def test_a_branch_that_is_late_does_not_keep_the_others_from_leaving_in_time() -
         assert loop.time() == pytest.approx(0.095)
         assert answer.missing == {"right": "b was not done in time."}
         assert loop.time() < token.until_s
+
+    jump(scenario())
+
+
+def test_behind_real_queues_too() -> None:
+    async def scenario() -> None:
+        calls = SlowCalls(a=10.0, b=1_000.0)
+        token = Token.of(Terms(100.0, partial=True), 0.0)
+        answer = await Dispatcher(Batchers(calls), {c.id: c for c in map(card, "ab")}.get).dispatch(
+            TWO, {"x": X}, token
+        )
+        assert asyncio.get_running_loop().time() == pytest.approx(0.095)
+        assert (set(answer.outputs), answer.flags) == ({"left"}, {"partial"})
+        assert "was not done in time by b@1" in answer.missing["right"]
+        await asyncio.sleep(0.001)
+        assert calls.cancelled == ["b"]
 
     jump(scenario())
 

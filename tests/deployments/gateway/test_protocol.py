@@ -168,6 +168,13 @@ def test_raw_and_typed_contents_do_not_mix() -> None:
         decode_infer_request(request.SerializeToString())
 
 
+def test_terms_keep_their_types() -> None:
+    terms = {"partial": True, "min_confidence": 0.5, "priority": 2, "user": "ada"}
+    request, _ = decode_infer_request(encode_infer_request("m", {"x": np.ones(1, np.float32)}, terms=terms))
+    assert request.terms == terms
+    assert type(request.terms["partial"]) is bool
+
+
 def test_names_and_parameters_are_held_to_the_rules_of_http() -> None:
     request = ModelInferRequest.FromString(with_contents("FP32", [1], fp32_contents=[1]))
     request.parameters["deadline"].double_param = 1
