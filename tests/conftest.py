@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cluster import flags
+
+# How long an example takes depends on what else the machine does: no test may fail for it.
+settings.register_profile("fenix", deadline=None)
+settings.load_profile("fenix")
 
 # Before any test module imports Ray: it reads its flags at import.
 flags.apply()
