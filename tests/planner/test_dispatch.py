@@ -345,7 +345,7 @@ def ran(bench: Bench) -> list[str]:
 
 def test_when_a_step_fails_the_next_plan_goes_on_from_what_both_share() -> None:
     async def scenario() -> None:
-        bench = Bench({"a": plus(1), "b": failing(ExtensionUnavailable("gone")), "c": plus(10)})
+        bench = Bench({"a": plus(1), "b": failing(ExtensionRaised("gone")), "c": plus(10)})
         best = plan_of(step(0, "a"), step(1, "b"))
         other = plan_of(step(4, "a", bind("x", (REQUEST, "x"))), step(5, "c"), id_="other")
         answer = await bench.run(best, [best, other])
@@ -359,7 +359,7 @@ def test_when_a_step_fails_the_next_plan_goes_on_from_what_both_share() -> None:
 
 def test_the_same_extension_on_other_rows_is_not_shared() -> None:
     async def scenario() -> None:
-        bench = Bench({"a": plus(1), "b": failing(ExtensionUnavailable("gone")), "c": plus(10)})
+        bench = Bench({"a": plus(1), "b": failing(ExtensionRaised("gone")), "c": plus(10)})
         best = plan_of(step(0, "a"), step(1, "b"))
         other = plan_of(step(0, "c"), step(1, "a"), id_="other")
         assert values(await bench.run(best, [best, other])) == [12, 13, 14, 15]
@@ -475,8 +475,8 @@ def test_who_is_ill_is_tried_last_and_a_plan_of_the_healthy_goes_first() -> None
 
 def test_what_a_fallback_gave_is_shared_too() -> None:
     async def scenario() -> None:
-        work = {"a": failing(ExtensionUnavailable("gone")), "spare": plus(1), "c": plus(10)}
-        bench = Bench({**work, "b": failing(ExtensionUnavailable("gone too"))})
+        work = {"a": failing(ExtensionRaised("gone")), "spare": plus(1), "c": plus(10)}
+        bench = Bench({**work, "b": failing(ExtensionRaised("gone too"))})
         first = step(0, "a", fallbacks=["spare"])
         answer = await bench.run(plan_of(first, step(1, "b")), [plan_of(first, step(1, "c"), id_="other")])
         assert values(answer) == [12, 13, 14, 15]
