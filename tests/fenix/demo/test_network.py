@@ -123,7 +123,8 @@ def test_plans_keep_what_they_promise(network: Network, goal: str) -> None:
     plan = network.plan(goal).best
     accuracy, cost, _ = network.held_out(goal, plan)
     assert accuracy == pytest.approx(plan.prediction.accuracy, abs=0.02)
-    assert cost == pytest.approx(plan.prediction.cost, rel=0.05)
+    # A few hundred rows say only roughly which share of them a cascade's dear stage sees.
+    assert cost == pytest.approx(plan.prediction.cost, rel=0.15)
 
 
 def test_parity_is_a_longer_plan_and_never_less_accurate_than_the_digit(network: Network) -> None:
