@@ -19,7 +19,7 @@ from time import perf_counter  # uvloop's own clock counts whole milliseconds: g
 import numpy as np
 
 from planner.admission import Backlog
-from planner.calls import Calls, Part, Produced, Ran, concatenated, local
+from planner.calls import Calls, Part, Parts, Produced, Ran, concatenated, local
 from planner.cards import Card, ExtensionId
 from planner.envelopes import Envelope
 from planner.errors import (
@@ -29,6 +29,7 @@ from planner.errors import (
     ExtensionBroken,
     ExtensionRaised,
     ExtensionTimeout,
+    ExtensionUnavailable,
     FenixError,
     Overloaded,
 )
@@ -44,6 +45,7 @@ Observe = Callable[[ExtensionId, int, float, float], None]
 PolicyOf = Callable[[Card], BatchPolicy]
 
 NEWS_S = 1.0  # how long what calls took is a reason to drop what would be late; then one has to try again
+AGAIN_AFTER_S = 0.02  # before a call is sent again: by then one mostly knows which replica has died
 RATE_S = 0.05  # over which arrivals are counted
 
 
@@ -73,7 +75,7 @@ class Done:
 class _Call:
     """A batch on its way."""
 
-    batch: list[_Waiting]
+    batch: list[_Some]
     ends_s: float  # on the event loop's clock, as far as one can tell
     state: QueueState  # in which it was sent
     task: asyncio.Task[None] = field(init=False)
@@ -81,12 +83,38 @@ class _Call:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting(Place):
+class _Request:
+    """What somebody waits for. Its rows may travel in several calls."""
+
+    token: Token
     inputs: Mapping[str, Part]
+    n_rows: int
     future: asyncio.Future[Done]
     since_s: float  # on perf_counter
-    expires_s: float  # when it hears that it is late; it is of use until `until_s`, which may be earlier
-    call: _Call | None = field(init=False, default=None)  # once it is on its way
+    expires_s: float  # when it hears that it is late; it is of use until its place's `until_s`, which may be earlier
+    place: _Some = field(init=False)  # in the line, with the rows that are not on their way yet
+    calls: list[_Call] = field(init=False, default_factory=list)  # that rows of it are on
+    made: list[tuple[int, Done]] = field(init=False, default_factory=list)  # from which row on, and what came of them
+
+
+@dataclass(slots=True, eq=False)
+class _Some(Place):
+    """Rows of a request, from `start` on, that go together."""
+
+    request: _Request
+    start: int = 0
+
+    def cut(self, n_rows: int) -> _Some:
+        n_bytes = self.n_bytes * n_rows // self.n_rows
+        front = _Some(self.token, n_rows, n_bytes, self.until_s, self.kind, self.request, self.start, size=self.size)
+        self.n_rows -= n_rows
+        self.n_bytes -= n_bytes
+        self.start += n_rows
+        return front
+
+    def inputs(self, port: str) -> Part:
+        part = self.request.inputs[port]
+        return part if self.n_rows == self.request.n_rows else part[self.start : self.start + self.n_rows]
 
 
 class Batcher:
@@ -110,12 +138,13 @@ class Batcher:
         self._observe = observe
         self._policy = policy
         self._loop = asyncio.get_running_loop()
-        self._line: Line[_Waiting] = Line(limits.max_waiting_rows, limits.max_waiting_bytes, weight_of)
+        self._line: Line[_Some] = Line(limits.max_waiting_rows, limits.max_waiting_bytes, weight_of)
         self._running: dict[_Call, None] = {}
         self._pulse = _Pulse(self._loop.time())
         self._deadlines = _Deadlines(self._loop, self._expire)
         self._look_again: asyncio.TimerHandle | None = None
         self.cpu_share = self.gpu_share = math.nan
+        self._called = False  # `_pump` comes at the end of this turn
         self._batch_rows = limits.max_rows  # that the policy wants just now
         # A lone request is no choice: all those share one state.
         self._lone = QueueState(1, 1, 0.0, 0.0, n_slots=limits.max_in_flight, max_rows=limits.max_rows)
@@ -132,14 +161,14 @@ class Batcher:
             until_s = token.until_s
         if n_rows > self._limits.max_rows:
             return await self._submit_in_pieces(inputs, n_rows, token, until_s)
-        item = self._enter(inputs, n_rows, token, until_s)
+        request = self._enter(inputs, n_rows, token, until_s)
         try:
-            return await item.future
+            return await request.future
         except BaseException:
-            self._leave(item)
+            self._leave(request)
             raise
         finally:
-            self._deadlines.forget(item)
+            self._deadlines.forget(request)
 
     def hear(self, fares: Envelope | None) -> None:
         """Takes in how the extension's replicas fare, all together; None where nobody knows."""
@@ -164,8 +193,9 @@ class Batcher:
             self._n_slots,
         )
 
-    def _enter(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float) -> _Waiting:
-        """Puts rows into the line, or sends them at once where nothing stands before them."""
+    def _enter(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float) -> _Request:
+        """Puts rows into the line. Where a call can start, it does at the end of the loop's turn, with all that came in
+        it: what was together on its way here stays together."""
         loop, line = self._loop, self._line
         now_s = loop.time()
         n_bytes = size = 0
@@ -176,24 +206,24 @@ class Batcher:
                 n_bytes += part.nbytes
                 if part.dtype.kind == "O":
                     size += _longest(part)
+        request = _Request(token, inputs, n_rows, loop.create_future(), perf_counter(), until_s)
         done_by_s = min(until_s, token.until_s - token.rest_s) if token.hard else until_s
-        future: asyncio.Future[Done] = loop.create_future()
-        item = _Waiting(token, n_rows, n_bytes, done_by_s, shapes, inputs, future, perf_counter(), until_s, size=size)
+        place = request.place = _Some(token, n_rows, n_bytes, done_by_s, shapes, request, size=size)
         if token.gone:
             raise Cancelled(f"the client left before {self._extension} ran.")
         if now_s >= until_s:
-            raise self._late(item)
+            raise self._late(request)
+        if not line.has_room(n_rows, n_bytes, token.priority):
+            raise self._full(token.priority)
         self._pulse.n_rows += n_rows
-        if not self._running and not line.n_places:
-            self._send([item], n_rows, self._lone, now_s)
-        else:
-            if not line.has_room(n_rows, n_bytes, token.priority):
-                raise self._full(token.priority)
-            line.push(item, now_s)
-            if len(self._running) < self._n_slots:
-                self._pump()
-        self._deadlines.watch(item)
-        return item
+        line.push(place, now_s)
+        if token.escort is not None:
+            token.escort.waits(self, n_rows, self._limits.max_rows)
+        if len(self._running) < self._n_slots and not self._called:
+            self._called = True
+            loop.call_soon(self._pump)
+        self._deadlines.watch(request)
+        return request
 
     def _full(self, priority: int) -> Overloaded:
         rows, size = self._line.n_rows, self._line.n_bytes
@@ -203,16 +233,21 @@ class Batcher:
             retry_after_s=max(0.1, rows / self._batch_rows * self._policy.expected_ms(self._batch_rows) / 1e3),
         )
 
-    def _leave(self, item: _Waiting) -> None:
+    def _leave(self, request: _Request) -> None:
         """Lets go of the rows of a request that nobody waits for; a call that only such requests wait for is ended."""
-        item.future.cancel()
-        call = item.call
-        if call is None:
-            self._line.remove(item)
-        elif all(other.future.done() for other in call.batch):
-            call.task.cancel()
-            if not call.has_begun:  # then it never will
-                self._end(call)
+        request.future.cancel()
+        if self._line.remove(request.place):
+            self._left(request.place)
+        for call in request.calls.copy():
+            if all(some.request.future.done() for some in call.batch):
+                call.task.cancel()
+                if not call.has_begun:  # then it never will
+                    self._end(call)
+
+    def _left(self, some: _Some) -> None:
+        """These rows stand in the line no more."""
+        if some.token.escort is not None:
+            some.token.escort.goes(self, some.n_rows)
 
     async def _submit_in_pieces(self, inputs: Mapping[str, Part], n_rows: int, token: Token, until_s: float) -> Done:
         pieces: list[Done] = []
@@ -233,24 +268,15 @@ class Batcher:
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
             pieces += [task.result() for task in tasks]
-        outputs: dict[str, Produced] = {}
-        for name in pieces[0].outputs:
-            values = concatenated(self._extension, [await local(piece.outputs[name].values) for piece in pieces])
-            sure = [piece.outputs[name].confidence for piece in pieces]
-            outputs[name] = Produced(values, None if any(c is None for c in sure) else np.concatenate(sure))  # type: ignore[arg-type]
-        return Done(
-            outputs,
-            max(p.batch_rows for p in pieces),
-            pieces[0].waited_ms,
-            sum(p.ran_ms for p in pieces),
-            any(p.hedged for p in pieces),
-        )
+        return await self._joined(pieces)
 
     def _pump(self) -> None:
         """Sends what the policy wants sent, while a slot is free."""
+        just_came, self._called = self._called, False
         while self._line.n_places and len(self._running) < self._n_slots:
             now_s = self._loop.time()
-            state = self._state(now_s)
+            is_lone = just_came and self._line.n_places == 1 and not self._running
+            state = self._lone if is_lone else self._state(now_s)
             decision = self._policy.decide(state)
             self._batch_rows = decision.n_rows
             if self._look_again is not None:
@@ -261,14 +287,18 @@ class Batcher:
                 return
             n_rows = min(decision.n_rows, self._line.n_rows)
             expected_ms = (1.0 + self._policy.times.spread) * self._policy.expected_ms(n_rows)
-            taken = self._line.take(decision.n_rows, now_s, self._pulse.run_s(expected_ms, now_s))
-            for item in taken.late:
-                self._pulse.n_dropped_rows += item.n_rows
-                _fail(item, self._late(item))
-            for item in taken.gone:
-                _fail(item, Cancelled(f"the client left before {self._extension} ran."))
+            # Trying a lone request costs nobody else anything, and what is expected may be wrong.
+            run_s = -math.inf if is_lone else self._pulse.run_s(expected_ms, now_s)
+            taken = self._line.take(decision.n_rows, now_s, run_s)
+            for some in taken.late:
+                self._left(some)
+                self._pulse.n_dropped_rows += some.n_rows
+                _fail(some.request, self._late(some.request))
+            for some in taken.gone:
+                self._left(some)
+                _fail(some.request, Cancelled(f"the client left before {self._extension} ran."))
             if taken.batch:
-                self._send(taken.batch, sum([item.n_rows for item in taken.batch]), state, now_s)
+                self._send(taken.batch, sum([some.n_rows for some in taken.batch]), state, now_s)
 
     def _state(self, now_s: float) -> QueueState:
         line = self._line
@@ -286,10 +316,11 @@ class Batcher:
             recent_ms=self._pulse.recent_ms,
         )
 
-    def _send(self, batch: list[_Waiting], n_rows: int, state: QueueState, now_s: float) -> None:
+    def _send(self, batch: list[_Some], n_rows: int, state: QueueState, now_s: float) -> None:
         call = _Call(batch, now_s + self._policy.expected_ms(n_rows) / 1e3, state)
-        for item in batch:
-            item.call = call
+        for some in batch:
+            some.request.calls.append(call)
+            self._left(some)
         self._running[call] = None
         # A context of its own: Serve cancels whatever a request's context started when that client leaves, and this
         # call belongs to several clients.
@@ -299,29 +330,31 @@ class Batcher:
         call.has_begun = True
         try:
             await self._try(call, call.batch)
+        except asyncio.CancelledError:
+            for some in call.batch:
+                some.request.future.cancel()
+            raise
         finally:
             self._end(call)
 
     def _end(self, call: _Call) -> None:
-        for item in call.batch:
-            item.call = None
-            if not item.future.done():
-                item.future.cancel()
+        for some in call.batch:
+            some.request.calls.remove(call)
         del self._running[call]
         self._pump()
 
-    async def _try(self, call: _Call, batch: list[_Waiting]) -> None:
+    async def _try(self, call: _Call, batch: list[_Some]) -> None:
         """Calls the extension, and answers every request of the batch, whatever happens."""
         started_s = perf_counter()
-        parts = {port: [item.inputs[port] for item in batch] for port in batch[0].inputs}
-        timeout_s = max([item.expires_s for item in batch]) - self._loop.time()
+        parts = {port: [some.inputs(port) for some in batch] for port in batch[0].request.inputs}
+        timeout_s = max([some.request.expires_s for some in batch]) - self._loop.time()
         try:
-            ran = await self._calls.infer(self._extension, parts, timeout_s)
-            self._share_out(call, batch, ran, started_s)
+            ran = await self._infer(parts, timeout_s)
+            await self._share_out(call, batch, ran, started_s)
         except (ExtensionRaised, ExtensionBroken, BadRequest) as refusal:
-            waiting = [item for item in batch if not item.future.done()]
+            waiting = [some for some in batch if not some.request.future.done()]
             if len(batch) == 1:
-                _fail(batch[0], refusal)
+                _fail(batch[0].request, refusal)
             elif len(waiting) < len(batch):
                 if waiting:
                     await self._try(call, waiting)
@@ -331,43 +364,89 @@ class Batcher:
                 await self._try(call, batch[half:])
         except Exception as error:  # nobody may wait for ever
             failure = error if isinstance(error, FenixError) else ExtensionRaised(f"{self._extension}: {error!r}")
-            for item in batch:
-                late = isinstance(failure, ExtensionTimeout) and item.token.late(self._loop.time())
-                _fail(item, self._late(item) if late else failure)
+            for some in batch:
+                late = isinstance(failure, ExtensionTimeout) and some.token.late(self._loop.time())
+                _fail(some.request, self._late(some.request) if late else failure)
 
-    def _share_out(self, call: _Call, batch: list[_Waiting], ran: Ran, started_s: float) -> None:
+    async def _infer(self, parts: Parts, timeout_s: float) -> Ran:
+        """Calls the extension; where its replica dies under the call and there are others, once more: an extension is
+        a function of its rows. Not more often, as it may have died of these rows."""
+        until_s = self._loop.time() + timeout_s
+        try:
+            return await self._calls.infer(self._extension, parts, timeout_s)
+        except ExtensionUnavailable:
+            left_s = until_s - self._loop.time() - AGAIN_AFTER_S
+            if self._n_slots == 1 or left_s <= 0.0:
+                raise
+            await asyncio.sleep(AGAIN_AFTER_S)
+            return await self._calls.infer(self._extension, parts, left_s)
+
+    async def _share_out(self, call: _Call, batch: list[_Some], ran: Ran, started_s: float) -> None:
         """Gives everybody the own rows."""
-        n_rows = sum([item.n_rows for item in batch])
+        n_rows = sum([some.n_rows for some in batch])
         self._note(call, batch, n_rows, (perf_counter() - started_s) * 1e3)
         start = 0
-        for item in batch:
-            stop = start + item.n_rows
-            if not item.future.done():
+        for some in batch:
+            stop = start + some.n_rows
+            request = some.request
+            if not request.future.done():
                 outputs = ran.outputs if len(batch) == 1 else _share(ran.outputs, start, stop)
-                waited_ms = (started_s - item.since_s) * 1e3
-                item.future.set_result(Done(outputs, n_rows, waited_ms, ran.run_ms, ran.hedged))
+                waited_ms = (started_s - request.since_s) * 1e3
+                done = Done(outputs, n_rows, waited_ms, ran.run_ms, ran.hedged)
+                if some.n_rows == request.n_rows:
+                    request.future.set_result(done)
+                else:
+                    await self._answer_in_part(request, some.start, done)
             start = stop
 
-    def _note(self, call: _Call, batch: list[_Waiting], n_rows: int, took_ms: float) -> None:
+    async def _answer_in_part(self, request: _Request, start: int, done: Done) -> None:
+        """Some rows of a request have come; with the last of them it is answered."""
+        request.made.append((start, done))
+        if request.place.waiting or sum([_rows_in(made) for _, made in request.made]) < request.n_rows:
+            return
+        try:
+            whole = await self._joined([made for _, made in sorted(request.made, key=lambda piece: piece[0])])
+        except FenixError as error:
+            _fail(request, error)
+        else:
+            if not request.future.done():
+                request.future.set_result(whole)
+
+    async def _joined(self, pieces: Sequence[Done]) -> Done:
+        """One answer of several, in order. Raises ExtensionBroken when their rows differ in shape."""
+        outputs: dict[str, Produced] = {}
+        for name in pieces[0].outputs:
+            values = concatenated(self._extension, [await local(piece.outputs[name].values) for piece in pieces])
+            sure = [piece.outputs[name].confidence for piece in pieces]
+            outputs[name] = Produced(values, None if any(c is None for c in sure) else np.concatenate(sure))  # type: ignore[arg-type]
+        return Done(
+            outputs,
+            max(piece.batch_rows for piece in pieces),
+            pieces[0].waited_ms,
+            sum(piece.ran_ms for piece in pieces),
+            any(piece.hedged for piece in pieces),
+        )
+
+    def _note(self, call: _Call, batch: list[_Some], n_rows: int, took_ms: float) -> None:
         """What a call took, told to all who learn from it."""
         kilo = 0.0
         if self._free_ports:
-            kilo = sum(math.prod(item.inputs[port].shape) for port in self._free_ports for item in batch) / 1e3
+            kilo = sum(math.prod(some.inputs(port).shape) for port in self._free_ports for some in batch) / 1e3
         self._observe(self._extension, n_rows, kilo, took_ms)
         now_s = self._loop.time()
-        n_late_rows = sum([item.n_rows for item in batch if item.until_s < now_s])
+        n_late_rows = sum([some.n_rows for some in batch if some.until_s < now_s])
         dropped = self._pulse.called(took_ms, now_s)
         self._policy.observe(BatchOutcome(n_rows, took_ms, n_late_rows, call.state, dropped))
 
-    def _expire(self, item: _Waiting) -> None:
-        _fail(item, self._late(item))
+    def _expire(self, request: _Request) -> None:
+        _fail(request, self._late(request))
 
-    def _late(self, item: _Waiting) -> DeadlineExceeded | ExtensionTimeout:
+    def _late(self, request: _Request) -> DeadlineExceeded | ExtensionTimeout:
         """Whose time is up: the client's, or only that of this step."""
-        waited_ms = (perf_counter() - item.since_s) * 1e3
-        where = "could not be done in time by" if item.call is None else "was not done in time by"
+        waited_ms = (perf_counter() - request.since_s) * 1e3
+        where = "was not done in time by" if request.calls else "could not be done in time by"
         told = f"the request {where} {self._extension}, {waited_ms:.0f} ms after it came there."
-        if item.token.hard and item.expires_s >= item.token.until_s:
+        if request.token.hard and request.expires_s >= request.token.until_s:
             return DeadlineExceeded(told, hint="Allow more time, or plan for less.")
         return ExtensionTimeout(told)
 
@@ -408,15 +487,15 @@ class _Pulse:
 class _Deadlines:
     """Who has to hear by when, with one timer for all: at the earliest."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, expire: Callable[[_Waiting], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, expire: Callable[[_Request], None]) -> None:
         self._loop = loop
         self._expire = expire
-        self._watched: dict[int, _Waiting] = {}
+        self._watched: dict[int, _Request] = {}
         self._heap: list[tuple[float, int]] = []  # some are watched no more
         self._timer: asyncio.TimerHandle | None = None
         self._rings_s = math.inf
 
-    def watch(self, item: _Waiting) -> None:
+    def watch(self, item: _Request) -> None:
         key = id(item)
         self._watched[key] = item
         heappush(self._heap, (item.expires_s, key))
@@ -426,7 +505,7 @@ class _Deadlines:
             self._heap = [(watched.expires_s, key) for key, watched in self._watched.items()]
             heapify(self._heap)
 
-    def forget(self, item: _Waiting) -> None:
+    def forget(self, item: _Request) -> None:
         self._watched.pop(id(item), None)
 
     def earliest_s(self) -> float:
@@ -509,9 +588,13 @@ class Batchers:
             del self._by_extension[id_]
 
 
-def _fail(item: _Waiting, failure: FenixError) -> None:
-    if not item.future.done():
-        item.future.set_exception(failure)
+def _fail(request: _Request, failure: FenixError) -> None:
+    if not request.future.done():
+        request.future.set_exception(failure)
+
+
+def _rows_in(done: Done) -> int:
+    return len(next(iter(done.outputs.values())).values)
 
 
 def _longest(texts: Array) -> int:

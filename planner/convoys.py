@@ -1,10 +1,12 @@
 """Convoys: requests for the same plan that travel together, so that what a plan costs is paid once for all of them.
 
 Requests whose plan and row shapes are equal join one convoy. A group of them leaves at the end of the event loop's
-turn, with all that came in that turn; while as many groups as are allowed are on their way, the others wait for the
-next one to come back. So nobody waits where waiting cannot help: a lone request leaves at once, and a full house
-leaves in large groups. A group that fails is split in halves down to the guilty request. Who would be late by the time
-that those before it have left is refused at once, and told when to come back.
+turn, with all that came in that turn, unless rows of this convoy still stand in line before an extension: to stand
+there too would bring nobody forward. Then those that come wait here, until they are as many as stand there, but never
+more than a call takes; so the next call finds enough to do, and who could still be refused or left behind has not
+begun. A lone request leaves at once, and a full house leaves in groups of what goes in one call, which stay together
+from step to step. A group that fails is split in halves down to the guilty request. Who would be late, as fast as
+those before it get on, is refused at once, and told when to come back.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ from planner.errors import (
 )
 from planner.features import Array, Rows
 from planner.plans import Answer, Plan, PlanSet
-from planner.tokens import Token
+from planner.tokens import Escort, Token
 
-MOST_UNDER_WAY = 4  # groups of one convoy: the steps of a chain work on different groups at the same time
+MOST_UNDER_WAY = 64  # groups of one convoy; far fewer are, where they stand in lines
 MOST_ROWS = 256  # of one group
 MOST_WAITING_ROWS = 65_536
+PACE_S = 0.25  # over which the pace of a convoy is measured
+TRIPS, MOST_TRIPS = 32, 0.7  # that are remembered; the share that is taken for most of them
 
 # Plan, inputs, token, alternative plans -> what `Dispatcher.dispatch` gives.
 Dispatch = Callable[[Plan, Mapping[str, Array], Token, Sequence[Plan]], Coroutine[Any, Any, Answer]]
@@ -88,40 +92,123 @@ def share_of(answer: Answer, start: int, stop: int) -> Answer:
     return Answer(outputs, answer.plan, answer.steps, answer.flags)
 
 
-class _Group:
+class _Group(Escort):
     """Riders that left together, and what brings them."""
 
-    __slots__ = ("riders", "task", "timer")
+    __slots__ = ("_lines", "has_stood", "n_rows", "riders", "task", "timer")
 
-    def __init__(self, riders: list[Rider]) -> None:
+    def __init__(self, riders: list[Rider], lines: _Lines) -> None:
         self.riders = riders
+        self.n_rows = sum([rider.n_rows for rider in riders])
+        self.has_stood = False
+        self._lines = lines
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         for rider in riders:
             rider.group = self
 
+    def waits(self, line: object, n_rows: int, batch_rows: int) -> None:
+        if not self.has_stood:
+            self.has_stood = True
+            self._lines.setting_out -= self.n_rows
+        self._lines.waits(line, n_rows, batch_rows)
+
+    def goes(self, line: object, n_rows: int) -> None:
+        self._lines.goes(line, n_rows)
+
+
+class _Lines:
+    """Where the rows of a convoy stand, and how many of them may join those."""
+
+    __slots__ = ("_call_rows", "_fit_rows", "_moved", "_standing", "_went", "setting_out")
+
+    def __init__(self, moved: Callable[[], None]) -> None:
+        """`moved` is called when a line became shorter."""
+        self._moved = moved
+        self._standing: dict[object, int] = {}
+        self._went: dict[object, int] = {}  # in this turn of the loop
+        self._call_rows = MOST_ROWS
+        self._fit_rows = float(MOST_ROWS)  # of ours that go in one call, beside those of others
+        self.setting_out = 0  # rows of groups that have left, and came to no line yet
+
+    def waits(self, line: object, n_rows: int, batch_rows: int) -> None:
+        self._standing[line] = self._standing.get(line, 0) + n_rows
+        self._call_rows = min(self._call_rows, batch_rows)
+
+    def goes(self, line: object, n_rows: int) -> None:
+        left = self._standing.get(line, 0) - n_rows
+        if left > 0:
+            self._standing[line] = left
+        else:
+            self._standing.pop(line, None)
+        self._went[line] = self._went.get(line, 0) + n_rows
+        self._moved()
+
+    def learn(self) -> None:
+        """At the end of a turn: a group should be what goes in one call, so that nobody in it waits for the others."""
+        for line, went in self._went.items():
+            if line in self._standing:
+                self._fit_rows += 0.2 * (went - self._fit_rows)
+            elif went > 0.5 * self._fit_rows:
+                self._fit_rows = 1.5 * self._fit_rows
+        self._fit_rows = min(max(self._fit_rows, 1.0), self._call_rows)
+        self._went.clear()
+
+    def clear(self) -> None:
+        """Nothing is on its way any more."""
+        self._standing.clear()
+        self.setting_out = 0
+
+    def room(self, n_waiting: int) -> int:
+        """How many of so many rows may leave now, in one group."""
+        standing = self.setting_out + max(self._standing.values(), default=0)
+        if standing > n_waiting or standing >= self._call_rows:
+            return 0
+        fit = min(MOST_ROWS, math.ceil(self._fit_rows))
+        return min(fit, self._call_rows - standing) if standing else fit
+
 
 class _Pace:
-    """How fast a convoy gets on while others wait, and how long a group is on its way. Both forget slowly."""
+    """How fast a convoy gets on while others wait, and how long its groups are on their way.
 
-    __slots__ = ("_last_s", "rows_per_s", "trip_s")
+    What it knows is old after some time: who is refused for it does not show how things are now.
+    """
+
+    __slots__ = ("_busy_s", "_last_s", "_old_s", "_rows", "_trips", "trip_s")
 
     def __init__(self) -> None:
-        self.rows_per_s = self.trip_s = 0.0  # 0 is unknown
+        self.trip_s = 0.0  # that most of the last trips did not take; 0 is unknown
+        self._trips: deque[float] = deque(maxlen=TRIPS)
+        self._old_s = math.inf  # when all of it is old
+        self._rows = self._busy_s = 0.0
         self._last_s: float | None = None  # when the last group came back, if somebody waited then
+
+    @property
+    def rows_per_s(self) -> float:
+        """0 where it is not known."""
+        return self._rows / self._busy_s if self._busy_s else 0.0
 
     def back(self, n_rows: int, left_s: float, now_s: float, others_wait: bool) -> None:
         """A group of `n_rows` that left at `left_s` is back."""
         since_s = left_s if self._last_s is None else self._last_s
-        rate = n_rows / max(now_s - since_s, 1e-4)
-        self.rows_per_s += 0.2 * (rate - self.rows_per_s) if self.rows_per_s else rate
-        took_s = now_s - left_s
-        self.trip_s += 0.2 * (took_s - self.trip_s) if self.trip_s else took_s
+        kept = math.exp((since_s - now_s) / PACE_S)
+        self._rows = kept * self._rows + n_rows
+        self._busy_s = kept * self._busy_s + max(now_s - since_s, 1e-4)
         self._last_s = now_s if others_wait else None
+        self.took(now_s - left_s, now_s)
 
-    def wait_s(self, rows_ahead: int) -> float:
-        """How long one waits for its answer behind so many rows."""
-        return (rows_ahead / self.rows_per_s if self.rows_per_s else 0.0) + self.trip_s
+    def took(self, trip_s: float, now_s: float) -> None:
+        """A group was on its way for so long, whatever became of it."""
+        if now_s > self._old_s:
+            self._trips.clear()
+        self._trips.append(trip_s)
+        self.trip_s = sorted(self._trips)[int(MOST_TRIPS * len(self._trips))]
+        self._old_s = now_s + max(2.0 * PACE_S, 4.0 * self.trip_s)
+
+    def wait_s(self, rows_ahead: int, now_s: float) -> float:
+        """How long one should expect to wait for its answer behind so many rows."""
+        rate = self.rows_per_s
+        return (rows_ahead / rate if rate else 0.0) + (self.trip_s if now_s <= self._old_s else 0.0)
 
 
 class Convoy:
@@ -136,6 +223,7 @@ class Convoy:
         self._waiting: deque[Rider] = deque()
         self._waiting_rows = 0
         self._pace = _Pace()
+        self._lines = _Lines(self._look)
         self._halves: deque[list[Rider]] = deque()  # of groups that failed: they leave before all others
         self._called = False  # `_leave` comes at the end of this turn
         self._soonest_s = math.inf  # no deadline of those that wait is earlier
@@ -146,7 +234,7 @@ class Convoy:
     def join(self, rider: Rider) -> None:
         """Takes a request along with the next group. Returns at once; the rider is told later, or now if it is refused
         (Overloaded)."""
-        if self._waiting:
+        if self._waiting or self._under_way:
             refusal = self._refusal(rider)
             if refusal is not None:
                 rider.fail(refusal)
@@ -157,7 +245,7 @@ class Convoy:
             self._soonest_s = rider.token.until_s
         if self._called:
             return
-        if len(self._under_way) < MOST_UNDER_WAY:
+        if self._may_leave():
             self._call()
         else:
             self._watch_waiting()
@@ -170,7 +258,7 @@ class Convoy:
 
     def _refusal(self, rider: Rider) -> Overloaded | None:
         """Why a rider cannot be taken along with those that wait already."""
-        wait_s = self._pace.wait_s(self._waiting_rows)
+        wait_s = self._pace.wait_s(self._waiting_rows, perf_counter())
         if self._waiting_rows + rider.n_rows > MOST_WAITING_ROWS:
             return Overloaded(f"{self._waiting_rows} rows wait already.", hint="Come back later.", retry_after_s=wait_s)
         late_s = self._loop.time() + wait_s - rider.token.until_s
@@ -182,37 +270,53 @@ class Convoy:
             retry_after_s=late_s,
         )
 
+    def _may_leave(self) -> bool:
+        """Whether anybody may, now."""
+        if len(self._under_way) >= MOST_UNDER_WAY:
+            return False
+        return bool(self._halves) or (bool(self._waiting) and self._lines.room(self._waiting_rows) > 0)
+
+    def _look(self) -> None:
+        """Things have moved."""
+        if (self._waiting or self._halves) and not self._called:
+            self._call()
+
     def _call(self) -> None:
         self._called = True
         self._loop.call_soon(self._leave)
 
     def _leave(self) -> None:
         self._called = False
+        self._lines.learn()
         if self._at_once(self.plans.best):
-            self._go_now(self._next())
-            if (self._waiting or self._halves) and not self._called:  # others want a turn of the loop too
-                self._call()
+            self._go_now(self._next(MOST_ROWS))
+            self._look()  # others want a turn of the loop too
             return
-        while (self._waiting or self._halves) and len(self._under_way) < MOST_UNDER_WAY:
-            self._start(self._next())
+        while self._may_leave():
+            self._start(self._next(self._lines.room(self._waiting_rows)))
         self._watch_waiting()
 
     def _start(self, riders: list[Rider]) -> None:
         if not riders:
             return
-        group = _Group(riders)
+        group = _Group(riders, self._lines)
+        self._lines.setting_out += group.n_rows
         # A context of its own: the request that happens to be first may be cancelled, the group must not be.
         group.task = self._loop.create_task(self._go(group), context=contextvars.Context())
         self._under_way.add(group.task)
-        group.task.add_done_callback(self._returned)
+        group.task.add_done_callback(lambda task: self._returned(group, task))
 
-    def _returned(self, task: asyncio.Task[None]) -> None:
+    def _returned(self, group: _Group, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        if (self._waiting or self._halves) and not self._called:
-            self._call()
+        if not group.has_stood:
+            self._lines.setting_out -= group.n_rows
+        if not self._under_way:
+            self._lines.clear()
+        self._look()
 
-    def _next(self) -> list[Rider]:
-        """The riders to leave now. Whose client has gone stays behind, and so does who is late already."""
+    def _next(self, most_rows: int) -> list[Rider]:
+        """The riders to leave now, with so many rows together, unless the first has more. Whose client has gone stays
+        behind, and so does who is late already."""
         riders: list[Rider] = []
         n_rows = 0
         now_s = self._loop.time()
@@ -223,7 +327,7 @@ class Convoy:
                 elif not rider.token.gone:
                     riders.append(rider)
             return riders
-        while self._waiting and (not riders or n_rows + self._waiting[0].n_rows <= MOST_ROWS):
+        while self._waiting and (not riders or n_rows + self._waiting[0].n_rows <= most_rows):
             rider = self._waiting.popleft()
             self._waiting_rows -= rider.n_rows
             if rider.token.gone:
@@ -263,7 +367,7 @@ class Convoy:
         left_s = perf_counter()
         self._watch(group)
         try:
-            answer = await self._run(riders)
+            answer = await self._run(riders, group)
             _tell(riders, answer, self._loop.time())
             self._pace.back(sum([rider.n_rows for rider in riders]), left_s, perf_counter(), bool(self._waiting))
         except FenixError as error:
@@ -277,6 +381,7 @@ class Convoy:
                 _refuse(riders, error)
         except asyncio.CancelledError:
             # Either all of them have gone, or something on the way was ended for reasons of its own.
+            self._pace.took(perf_counter() - left_s, perf_counter())
             _refuse(riders, ExtensionUnavailable("the call was ended before its answer came.", hint="Send it again."))
             raise
         except Exception as error:  # whatever happens, nobody may wait for ever
@@ -285,12 +390,13 @@ class Convoy:
             if group.timer is not None:
                 group.timer.cancel()
 
-    def _run(self, riders: Sequence[Rider]) -> Coroutine[Any, Any, Answer]:
+    def _run(self, riders: Sequence[Rider], escort: Escort | None = None) -> Coroutine[Any, Any, Answer]:
         first = riders[0]
         inputs, token = first.inputs, first.token
         if len(riders) > 1:
             inputs = {name: np.concatenate([rider.inputs[name] for rider in riders]) for name in inputs}
             token = _token_of(riders)
+        token.escort = escort
         return self._dispatch(self.plans.best, inputs, token, self.plans.plans[1:])
 
     def _watch(self, group: _Group) -> None:

@@ -15,7 +15,8 @@ From the outside in:
   those of their requests whose rows are most like the first in the batch. Who is first is never a matter of size, what
   is due soon is not passed over, and nothing at the head of its user's line more than `MOST_PASSED` times.
 
-A batch takes rows of one kind. What is late or has no client any more is taken out on the way and never runs.
+A batch takes rows of one kind, and is filled to the last row: who does not fit whole goes in part, where rows need not
+stay together. What is late or has no client any more is taken out on the way and never runs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from planner.tokens import Token
 
@@ -59,6 +60,11 @@ class Place:
     number: int = field(init=False)
     waiting: bool = field(init=False, default=False)
     passed: int = field(init=False, default=0)  # batches that took others of its user for their size
+
+    def cut(self, n_rows: int) -> Self | None:
+        """Its first `n_rows` (fewer than it has) as a place of their own, while it keeps the others; None where rows
+        of one request stay together."""
+        return None
 
 
 P = TypeVar("P", bound=Place)
@@ -149,6 +155,10 @@ class Line(Generic[P]):
                 aside.append(place)
             elif batch and rows + place.n_rows > n_rows:
                 aside.append(place)
+                front = place.cut(n_rows - rows)
+                if front is not None:
+                    batch.append(front)
+                    self._classes[place.token.priority].charge(front)
                 break
             else:
                 if is_choice and not batch and place.size:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from planner.goals import Terms
 
 PATIENCE_S = 60.0  # how long a request without a deadline may take
+
+
+class Escort(ABC):
+    """Hears of rows on their way how they fare in the lines before extensions."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def waits(self, line: object, n_rows: int, batch_rows: int) -> None:
+        """So many of its rows stand in a line, whose calls take `batch_rows` at a time."""
+
+    @abstractmethod
+    def goes(self, line: object, n_rows: int) -> None:
+        """So many of them stand there no more: their call begins, or they were dropped."""
 
 
 @dataclass(slots=True, eq=False)
@@ -16,8 +31,8 @@ class Token:
     `rest_s` is what comes after the step it is at, as predicted: rows that would be done too late for that are dropped.
     `hard` says that `until_s` is the client's own deadline and not only our patience. `gone` is set when the client
     has left: nothing is started for the request from then on. `shared` says that the rows are those of several
-    requests, so that the rows of one may be what all of them fail for. `partial` and
-    `min_confidence` are as in `Terms`.
+    requests, so that the rows of one may be what all of them fail for. `escort` hears where the rows wait. `partial`
+    and `min_confidence` are as in `Terms`.
     """
 
     until_s: float
@@ -28,6 +43,7 @@ class Token:
     gone: bool = False
     rest_s: float = 0.0
     shared: bool = False
+    escort: Escort | None = None
     partial: bool = False
     min_confidence: float | None = None
 

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "budget": "where the time of a request goes in the gateway",
     "hedging": "what second calls bring where a replica is slow",
     "serving": "models composed behind HTTP, beside a hand-written server and plain Ray Serve",
+    "drills": "three times the load that extensions bear, killed replicas, and what many requests leave behind",
 }
 
 

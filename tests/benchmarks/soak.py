@@ -12,19 +12,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
-import os
 import random
-import signal
 import sys
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import numpy as np
 
-from cluster import lifecycle, processes
-from cluster.settings import Settings, load
+from cluster import lifecycle
+from cluster.settings import Settings
+from tests.benchmarks.own_cluster import kill_one, own_cluster, replicas
 from tests.benchmarks.workload import CHAIN, SOURCES, reference, rows
 
 N_CLIENTS = 16
@@ -66,28 +63,12 @@ async def client(url: str, tally: Tally, seed: int, until_s: float) -> None:
                     tally.wrong += 1
 
 
-def replicas() -> list[int]:
-    """Process ids of the chain's replicas, which name themselves after their deployment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if command.startswith(b"ray::ServeReplica:chain-"):
-                found.append(int(entry.name))
-    return found
-
-
 async def killer(every_s: float, rng: random.Random, until_s: float) -> None:
     loop = asyncio.get_running_loop()
     while loop.time() < until_s:
         await asyncio.sleep(every_s)
-        alive = replicas()
-        if alive:
-            victim = rng.choice(alive)
-            os.kill(victim, signal.SIGKILL)
+        victim = kill_one(replicas("chain-"), rng)
+        if victim is not None:
             print(f"killed replica {victim}", flush=True)
 
 
@@ -122,20 +103,8 @@ def main() -> None:
     parser.add_argument("--kill-every-s", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    http, grpc, ray_port, mlflow = processes.free_ports(4)
-    with tempfile.TemporaryDirectory(prefix="fenix") as folder:
-        places = {"state_dir": folder, "import_paths": [str(Path(__file__).parents[2])]}
-        ports = {"http_port": http, "grpc_port": grpc, "ray.port": ray_port, "mlflow.port": mlflow}
-        settings = load(environment={}, overrides=places | ports)
-        lifecycle.up(settings, print)
-        try:
-            with lifecycle.connected(settings):
-                from deployments.deployer import deploy
-
-                deploy(SOURCES, [CHAIN], lifecycle.installation(settings), print)
-            ok = asyncio.run(soak(settings, arguments.minutes, arguments.kill_every_s, arguments.seed))
-        finally:
-            lifecycle.down(settings, print)
+    with own_cluster(SOURCES, [CHAIN], report=print) as settings:
+        ok = asyncio.run(soak(settings, arguments.minutes, arguments.kill_every_s, arguments.seed))
     print("held" if ok else "did NOT hold", flush=True)
     sys.exit(0 if ok else 1)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from planner.batching import Batcher, Batchers, BatchLimits, Done
+from planner.batching import AGAIN_AFTER_S, Batcher, Batchers, BatchLimits, Done
 from planner.calls import Parts, Produced, Ran
 from planner.cards import ExtensionId
 from planner.envelopes import Envelope
@@ -18,12 +18,13 @@ from planner.errors import (
     ExtensionBroken,
     ExtensionRaised,
     ExtensionTimeout,
+    ExtensionUnavailable,
     Overloaded,
 )
 from planner.features import Array
 from planner.policies.greedy import Greedy
 from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
-from planner.tokens import Token
+from planner.tokens import Escort, Token
 from tests.planner.doubles import PacedCalls, Work, card, failing, plus
 
 NAME = ExtensionId("plus@1")
@@ -63,7 +64,9 @@ def test_what_arrives_while_all_slots_are_taken_travels_as_one_batch_and_everyon
     async def scenario() -> None:
         queue, calls = batcher(plus(1), max_in_flight=1)
         calls.gate.clear()
-        waiting = [asyncio.create_task(submit(queue, float(i), float(-i))) for i in range(5)]
+        waiting = [asyncio.create_task(submit(queue, 0.0, -0.0))]
+        await settle()
+        waiting += [asyncio.create_task(submit(queue, float(i), float(-i))) for i in range(1, 5)]
         await settle()
         calls.gate.set()
         assert await asyncio.gather(*waiting) == [[i + 1.0, -i + 1.0] for i in range(5)]
@@ -177,7 +180,9 @@ def test_a_full_queue_refuses_at_once_with_a_typed_error() -> None:
     async def scenario() -> None:
         queue, calls = batcher(plus(0), max_in_flight=1, max_waiting_rows=3)
         calls.gate.clear()
-        waiting = [asyncio.create_task(submit(queue, float(i))) for i in range(4)]
+        waiting = [asyncio.create_task(submit(queue, 0.0))]
+        await settle()
+        waiting += [asyncio.create_task(submit(queue, float(i))) for i in range(1, 4)]
         await settle()
         with pytest.raises(Overloaded, match="3 rows waiting"):
             await submit(queue, 9.0)
@@ -206,6 +211,7 @@ def test_a_cancelled_request_leaves_the_queue_and_is_never_run() -> None:
         queue, calls = batcher(plus(0), max_in_flight=1)
         calls.gate.clear()
         first = asyncio.create_task(submit(queue, 1.0))
+        await settle()
         gone = asyncio.create_task(submit(queue, 2.0))
         last = asyncio.create_task(submit(queue, 3.0))
         await settle()
@@ -265,7 +271,9 @@ def test_waiting_bytes_are_bounded_too() -> None:
     async def scenario() -> None:
         queue, calls = batcher(plus(0), max_in_flight=1, max_waiting_bytes=100)
         calls.gate.clear()
-        waiting = [asyncio.create_task(submit(queue, *([1.0] * 20))) for _ in range(2)]
+        waiting = [asyncio.create_task(submit(queue, *([1.0] * 20)))]
+        await settle()
+        waiting.append(asyncio.create_task(submit(queue, *([1.0] * 20))))
         await settle()
         with pytest.raises(Overloaded, match="MiB"):
             await submit(queue, *([1.0] * 20))
@@ -392,9 +400,11 @@ def test_a_call_that_is_given_up_before_it_began_frees_its_place() -> None:
     async def scenario() -> None:
         queue, calls = batcher(plus(0))
         token = Token(FAR_S)
+        loop = asyncio.get_running_loop()
         coroutine = queue.submit(numbers(1.0), 1, token)
-        coroutine.send(None)  # the call has its task, but the event loop had no turn yet
-        coroutine.close()
+        coroutine.send(None)
+        loop.call_soon(coroutine.close)  # when the call has its task, but that had no turn yet
+        await asyncio.sleep(0)
         assert await submit(queue, 2.0) == [2.0]
         assert calls.batches == [(NAME, 1)]
 
@@ -496,7 +506,7 @@ def test_a_backlog_tells_what_a_new_request_would_find() -> None:
         queue, calls = batcher(plus(0), max_rows=4)
         assert queue.backlog(Token(FAR_S)) is None
         calls.gate.clear()
-        tasks = [asyncio.create_task(submit(queue, *([1.0] * 4), priority=5)) for _ in range(3)]
+        tasks = [asyncio.create_task(submit(queue, *([1.0] * 4), priority=5)) for _ in range(3)]  # one of them goes
         await settle()
         found = queue.backlog(Token(FAR_S, priority=5))
         assert found is not None
@@ -506,5 +516,148 @@ def test_a_backlog_tells_what_a_new_request_would_find() -> None:
         assert urgent.ahead.n_rows == 0
         calls.gate.set()
         await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+
+
+def test_what_comes_in_one_turn_travels_in_one_call_even_to_an_idle_extension() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(1))
+        waiting = [asyncio.create_task(submit(queue, float(i))) for i in range(3)]
+        assert await asyncio.gather(*waiting) == [[1.0], [2.0], [3.0]]
+        assert calls.batches == [(NAME, 3)]
+
+    asyncio.run(scenario())
+
+
+def test_a_call_is_filled_to_the_last_row_and_who_was_cut_gets_all_of_its_rows_in_order() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(1, confidence=lambda rows: rows / 100), max_rows=4)
+        calls.gate.clear()
+        waiting = [asyncio.create_task(submit(queue, 0.0))]
+        await settle()
+        sizes = (3, 3, 4, 1)
+        given = [[float(10 * i + j) for j in range(size)] for i, size in enumerate(sizes)]
+        waiting += [asyncio.create_task(submit(queue, *values)) for values in given]
+        await settle()
+        calls.gate.set()
+        assert await asyncio.gather(*waiting) == [[1.0], *([value + 1 for value in values] for values in given)]
+        assert [n_rows for _, n_rows in calls.batches] == [1, 4, 4, 3]
+        done = await asyncio.gather(*(queue.submit(numbers(*values), len(values), Token(FAR_S)) for values in given))
+        for values, one in zip(given, done, strict=True):
+            assert one.outputs["y"].confidence == pytest.approx([(value + 1) / 100 for value in values])
+
+    asyncio.run(scenario())
+
+
+def test_a_cut_request_fails_as_a_whole_and_leaves_nothing_in_the_line() -> None:
+    def refuses_sevens(rows: dict[str, Array]) -> Mapping[str, Produced]:
+        if (rows["x"] == 7).any():
+            raise BadInput("a seven")
+        return plus(0)(rows)
+
+    async def scenario() -> None:
+        queue, calls = batcher(refuses_sevens, max_rows=4)
+        calls.gate.clear()
+        first = asyncio.create_task(submit(queue, 0.0))
+        await settle()
+        good = asyncio.create_task(submit(queue, 1.0, 2.0, 3.0))
+        bad = asyncio.create_task(submit(queue, 7.0, 5.0, 6.0))
+        last = asyncio.create_task(submit(queue, 8.0))
+        await settle()
+        calls.gate.set()
+        assert (await first, await good, await last) == ([0.0], [1.0, 2.0, 3.0], [8.0])
+        with pytest.raises(BadInput, match="a seven"):
+            await bad
+        assert queue.backlog(Token(FAR_S)) is None
+
+    asyncio.run(scenario())
+
+
+class Watching(Escort):
+    """Counts the rows that stand in lines."""
+
+    def __init__(self) -> None:
+        self.standing = 0
+        self.told: list[int] = []
+
+    def waits(self, line: object, n_rows: int, batch_rows: int) -> None:
+        self.standing += n_rows
+        self.told.append(self.standing)
+        assert batch_rows == 4
+
+    def goes(self, line: object, n_rows: int) -> None:
+        self.standing -= n_rows
+        self.told.append(self.standing)
+
+
+def test_an_escort_hears_of_its_rows_in_the_line_whatever_becomes_of_them() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_rows=4)
+        calls.gate.clear()
+        escort = Watching()
+
+        def rows_of(n_rows: int, until_s: float = FAR_S) -> asyncio.Task[Done]:
+            token = Token(until_s, escort=escort)
+            return asyncio.create_task(queue.submit(numbers(*[0.0] * n_rows), n_rows, token))
+
+        first = asyncio.create_task(submit(queue, 0.0))
+        await settle()
+        runs, cut, left = rows_of(3), rows_of(2), rows_of(4)
+        late = rows_of(2, asyncio.get_running_loop().time() + 0.01)
+        await asyncio.wait([late])
+        left.cancel()
+        await settle()
+        assert escort.told == [3, 5, 9, 11, 9, 5]
+        calls.gate.set()
+        await asyncio.gather(first, runs, cut)
+        assert escort.told[6:] == [2, 1, 0]
+        with pytest.raises(ExtensionTimeout):
+            await late
+
+    asyncio.run(scenario())
+
+
+class Dying(PacedCalls):
+    """Loses the replica under the first `times` calls."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__({NAME: plus(1)})
+        self.left = times
+
+    async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:
+        ran = await super().infer(extension, parts, timeout_s)
+        if self.left:
+            self.left -= 1
+            raise ExtensionUnavailable("it died")
+        return ran
+
+
+@pytest.mark.parametrize(("deaths", "replicas", "tries"), [(1, 2, 2), (2, 2, 2), (1, 1, 1)])
+def test_a_call_whose_replica_died_is_sent_once_more_where_there_are_others(
+    deaths: int, replicas: int, tries: int
+) -> None:
+    async def scenario() -> None:
+        calls = Dying(deaths)
+        limits = BatchLimits(max_in_flight=replicas)
+        queue = Batcher(NAME, calls, limits, lambda extension, n_rows, kilo, took_ms: None, Greedy())
+        if deaths < tries:
+            assert await submit(queue, 1.0) == [2.0]
+        else:
+            with pytest.raises(ExtensionUnavailable):
+                await submit(queue, 1.0)
+        assert len(calls.batches) == tries
+
+    asyncio.run(scenario())
+
+
+def test_a_call_is_not_sent_again_when_there_is_no_time_for_it() -> None:
+    async def scenario() -> None:
+        calls = Dying(1)
+        limits = BatchLimits(max_in_flight=2)
+        queue = Batcher(NAME, calls, limits, lambda extension, n_rows, kilo, took_ms: None, Greedy())
+        with pytest.raises(ExtensionUnavailable):
+            await submit(queue, 1.0, until_s=asyncio.get_running_loop().time() + AGAIN_AFTER_S / 2)
+        assert len(calls.batches) == 1
 
     asyncio.run(scenario())

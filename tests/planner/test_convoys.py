@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from planner.batching import Batchers
 from planner.calls import LocalCalls, Produced
 from planner.cards import Card, ExtensionId, Resources
-from planner.convoys import MOST_ROWS, MOST_UNDER_WAY, MOST_WAITING_ROWS, Convoy, Passenger
+from planner.convoys import MOST_ROWS, MOST_UNDER_WAY, MOST_WAITING_ROWS, TRIPS, Convoy, Passenger, _Lines
 from planner.dispatch import Dispatcher
 from planner.errors import (
     BadInput,
@@ -29,7 +30,7 @@ from planner.features import Array, Rows
 from planner.placed import Placed
 from planner.placement import Placements
 from planner.plans import Answer, Plan, PlanSet, Step
-from planner.tokens import Token
+from planner.tokens import Escort, Token
 from tests.clocks import JumpingLoop
 from tests.planner.doubles import PacedCalls, card, plan_of, step
 from tests.planner.test_batching import settle
@@ -55,6 +56,7 @@ class Road:
         self.gate.set()
         self.groups: list[list[float]] = []  # the rows of every group that left
         self.tokens: list[Token] = []
+        self.escorts: list[Escort] = []
         self.under_way = self.most_under_way = self.cancelled = 0
         self._error_of = error_of
 
@@ -64,6 +66,8 @@ class Road:
         x = inputs["x"]
         self.groups.append(x.tolist())
         self.tokens.append(token)
+        if token.escort is not None:
+            self.escorts.append(token.escort)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
@@ -102,6 +106,12 @@ def board(convoy: Convoy, *riders: Passenger) -> list[Passenger]:
     for rider in riders:
         convoy.join(rider)
     return list(riders)
+
+
+async def full_house(convoy: Convoy) -> None:
+    """Eight rows are on their way, so that fewer wait."""
+    board(convoy, *map(passenger, range(8)))
+    await settle()
 
 
 def got(rider: Passenger) -> list[float]:
@@ -175,30 +185,70 @@ def test_no_group_is_larger_than_allowed_and_nobody_is_passed_over(sizes: list[i
         assert [value for group in road.groups for value in group] == [i for i, n in enumerate(sizes) for _ in range(n)]
         assert all(len(group) <= MOST_ROWS for group in road.groups)
         assert [got(rider) for rider in riders] == [[i + 1.0] * size for i, size in enumerate(sizes)]
-        for one, next_ in zip(road.groups, road.groups[1:], strict=False):  # nobody waits where there is room
-            assert len(one) + sizes[int(next_[0])] > MOST_ROWS
 
     drive(scenario())
 
 
-def test_at_most_so_many_groups_are_under_way_and_the_others_leave_together_when_one_is_back() -> None:
+def test_while_rows_are_on_their_way_others_leave_when_they_are_as_many_and_all_of_them_when_those_are_back() -> None:
     async def scenario() -> None:
         road = Road()
         road.gate.clear()
         convoy = road.convoy()
         riders: list[Passenger] = []
-        for i in range(10):
+        for i in range(12):
             riders += board(convoy, passenger(i))
             await settle()
-        assert road.groups == [[0], [1], [2], [3]]
+        assert road.groups == [[0], [1], [2, 3], [4, 5, 6, 7]]
         road.gate.set()
         await settle()
-        assert road.groups[MOST_UNDER_WAY:] == [[4, 5, 6, 7, 8, 9]]
-        assert [got(rider) for rider in riders] == [[i + 1] for i in range(10)]
-        assert road.most_under_way == MOST_UNDER_WAY
+        assert road.groups[4:] == [[8, 9, 10, 11]]
+        assert [got(rider) for rider in riders] == [[i + 1] for i in range(12)]
         assert is_idle(convoy)
 
     drive(scenario())
+
+
+def test_who_waits_leaves_as_soon_as_the_rows_before_it_stand_in_no_line_any_more() -> None:
+    async def scenario() -> None:
+        road = Road()
+        road.gate.clear()
+        convoy = road.convoy()
+        await full_house(convoy)
+        (first,) = road.escorts
+        first.waits("line", 8, 256)
+        board(convoy, passenger(8))
+        await settle()
+        assert len(road.groups) == 1
+        first.goes("line", 3)
+        await settle()
+        assert len(road.groups) == 1
+        first.goes("line", 5)
+        await settle()
+        assert road.groups[1:] == [[8]]
+
+    drive(scenario())
+
+
+def test_no_more_rows_stand_in_a_line_than_a_call_takes_and_a_group_is_what_goes_in_one() -> None:
+    moved: list[bool] = []
+    lines = _Lines(lambda: moved.append(True))
+    assert lines.room(1000) == MOST_ROWS
+    lines.waits("line", 16, 16)
+    assert lines.room(1000) == 0
+    for _ in range(30):  # the rows of others fill the calls: four of ours go in each
+        lines.goes("line", 4)
+        lines.learn()
+        assert lines.room(1000) <= 4
+        lines.waits("line", 4, 16)
+    lines.goes("line", 16)
+    assert 4 <= lines.room(1000) <= 5
+    for _ in range(10):  # all that stand there go: there is room for more
+        lines.learn()
+        n_rows = lines.room(1000)
+        lines.waits("line", n_rows, 16)
+        lines.goes("line", n_rows)
+    assert lines.room(1000) == 16
+    assert moved
 
 
 ROWS_FAULTS = [ExtensionRaised("no"), ExtensionBroken("no"), BadInput("no")]
@@ -313,9 +363,7 @@ def test_who_gets_late_while_waiting_hears_of_it_then_even_if_it_came_when_the_h
         road = Road()
         road.gate.clear()
         convoy = road.convoy()
-        for i in range(MOST_UNDER_WAY):
-            board(convoy, passenger(i))
-            await settle()
+        await full_house(convoy)
         (patient,) = board(convoy, passenger(8))
         far, near = board(convoy, passenger(9, deadline_s=0.9), passenger(10, deadline_s=0.3))
         begun_s = now_s()
@@ -327,7 +375,7 @@ def test_who_gets_late_while_waiting_hears_of_it_then_even_if_it_came_when_the_h
         assert now_s() - begun_s == pytest.approx(0.9)
         road.gate.set()
         await patient.future
-        assert road.groups[MOST_UNDER_WAY:] == [[8]]
+        assert road.groups[1:] == [[8]]
         await settle()
         assert is_idle(convoy)
 
@@ -339,9 +387,7 @@ def test_waiting_longer_than_our_patience_does_not_keep_the_loop_busy() -> None:
         road = Road()
         road.gate.clear()
         convoy = road.convoy()
-        for i in range(MOST_UNDER_WAY):
-            board(convoy, passenger(i))
-            await settle()
+        await full_house(convoy)
         rider = Passenger({"x": rows(7)}, 1, Token(now_s() + 0.1))
         board(convoy, rider)
         await asyncio.sleep(1.0)
@@ -515,11 +561,11 @@ def test_who_would_be_late_behind_those_that_wait_is_refused_at_once() -> None:
     async def scenario() -> None:
         road = Road()
         convoy = road.convoy()
-        convoy._pace.trip_s, convoy._pace.rows_per_s = 0.2, 10.0
+        convoy._pace.back(10, 0.0, 1.0, others_wait=True)  # ten rows a second
+        for _ in range(TRIPS):
+            convoy._pace.took(0.2, perf_counter())
         road.gate.clear()
-        for i in range(MOST_UNDER_WAY):
-            board(convoy, passenger(i))
-            await settle()
+        await full_house(convoy)
         board(convoy, passenger(1, 2, 3))
         refused, kept = board(convoy, passenger(4, deadline_s=0.4), passenger(5, deadline_s=0.6))
         error = refused.future.exception()
@@ -528,7 +574,7 @@ def test_who_would_be_late_behind_those_that_wait_is_refused_at_once() -> None:
         assert not kept.future.done()
         road.gate.set()
         await kept.future
-        assert road.groups[MOST_UNDER_WAY:] == [[1, 2, 3, 5]]
+        assert road.groups[1:] == [[1, 2, 3, 5]]
 
     drive(scenario())
 
@@ -591,6 +637,8 @@ def test_nothing_is_left_behind_after_many_requests(at_once: bool) -> None:
         assert len(asyncio.all_tasks()) == 1
         assert [handle for handle in loop._scheduled if not handle.cancelled()] == []  # type: ignore[attr-defined]
         del riders
+        road.escorts.clear()
+        road.tokens.clear()
         gc.collect()
         assert not seen
 
