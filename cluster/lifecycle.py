@@ -309,6 +309,7 @@ def _fusion(settings: FusionSettings) -> Rules | None:
         min_saving=settings.min_saving,
         unused_s=settings.unused_s,
         most=settings.max_fused,
+        compiled=settings.compiled,
     )
 
 

@@ -115,6 +115,10 @@ class FusionSettings(Section):
         default=1800.0, description="A fused extension that is hardly used for so long is removed."
     )
     max_fused: Annotated[int, Field(ge=0)] = Field(default=4, description="Most fused extensions at a time.")
+    compiled: bool = Field(
+        default=False,
+        description="Whether parts that own their cores or a GPU become compiled graphs, which spin, idle or not.",
+    )
 
 
 class Settings(Section):

@@ -94,11 +94,16 @@ def _make(source: str, options: Mapping[str, Any], mlflow_uri: str, cache_dir: P
         made = _construct(RemoteExtension, {**options, "address": source}, source)
         made.options = dict(options)
     elif source.startswith(FUSED):
-        from deployments.kinds.fused import FusedExtension
-
         group = parse_group(options, source)
-        parts = [load(card, mlflow_uri=mlflow_uri, cache_dir=cache_dir) for card in group.cards]
-        made = FusedExtension(group, parts)
+        if group.compiled:
+            from deployments.kinds.compiled import CompiledExtension
+
+            made = CompiledExtension(group, mlflow_uri, str(cache_dir))
+        else:
+            from deployments.kinds.fused import FusedExtension
+
+            parts = [load(card, mlflow_uri=mlflow_uri, cache_dir=cache_dir) for card in group.cards]
+            made = FusedExtension(group, parts)
         made.options = dict(options)
     else:
         module, attribute = _file(source) if source.startswith(_FILE) else _module(source)

@@ -17,10 +17,11 @@ from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.errors import BadCard
 from planner.plans import Plan
-from planner.wiring import HOP_MS, Group, fused_card, groups_of, parse_group
+from planner.wiring import HOP_MS, NAMED, Group, fused_card, groups_of, owns, parse_group
 
 MOST_PLANS = 1_000
 SLOTS = 8  # of a window; gateways tell once a slot
+CHANNEL_MS = 0.25  # from one part of a compiled graph to the next; three take 0.76 ms on two cores
 KEEP = 0.1  # of the rate at which a chain is fused: what is used less than that counts as unused
 
 
@@ -34,6 +35,7 @@ class Rules:
     unused_s: float = 1_800.0  # a fused extension that is not used for so long is retired
     rest_s: float = 3_600.0  # before a chain is tried again that failed, or was not chosen
     most: int = 4  # fused extensions at a time
+    compiled: bool = False  # parts that own their cores or a GPU keep them, and run as a compiled graph
 
     @property
     def pace_s(self) -> float:
@@ -115,10 +117,10 @@ class _Seen:
     runs: deque[tuple[float, int]] = field(default_factory=deque)
     groups: tuple[int, Sequence[tuple[Group, Card]]] = (-1, ())  # and the epoch of the catalogue that they are from
 
-    def groups_at(self, catalogue: Catalogue) -> Sequence[tuple[Group, Card]]:
+    def groups_at(self, catalogue: Catalogue, compiled: bool) -> Sequence[tuple[Group, Card]]:
         """The groups in the plan, and their cards when fused."""
         if self.groups[0] != catalogue.epoch:
-            groups = groups_of(self.use.plan, catalogue.cards)
+            groups = groups_of(self.use.plan, catalogue.cards, compiled)
             self.groups = catalogue.epoch, [(group, fused_card(group)) for group in groups]
         return self.groups[1]
 
@@ -144,8 +146,13 @@ class _Chain:
         """What fusing saves for one row, and what the chain takes now: of all the ways there and back one is left."""
         took_ms = [card.profile.p50_ms(1) for card in self.group.cards]
         ways_ms = [0.0 if card.id in self.use.inline else self._way_ms(card) for card in self.group.cards]
+        inside_ms = [took - way for took, way in zip(took_ms, ways_ms, strict=True)]
         now_ms = self.group.path_ms(took_ms)
-        return now_ms - (sum(took_ms) - sum(ways_ms) + max(ways_ms)), now_ms
+        if self.group.compiled:  # parts still run side by side
+            then_ms = self.group.path_ms([inside + CHANNEL_MS for inside in inside_ms])
+        else:
+            then_ms = sum(inside_ms)
+        return now_ms - (then_ms + max(ways_ms)), now_ms
 
     def _way_ms(self, card: Card) -> float:
         took_ms = card.profile.p50_ms(1)
@@ -182,7 +189,10 @@ class Fusion:
     def decide(self, catalogue: Catalogue, now_s: float) -> Fuse | Retire | None:
         """The next thing to do, if anything: what has to go first."""
         self._forget(now_s)
-        fused = {card.id: card for card in catalogue.cards.values() if card.kind == "fused"}
+        # One of another name was put together by hand, and is the operator's.
+        fused = {
+            card.id: card for card in catalogue.cards.values() if card.kind == "fused" and card.name.startswith(NAMED)
+        }
         self._watch(fused, now_s)
         chains = self._chains(catalogue, now_s)
         for card in fused.values():
@@ -233,6 +243,10 @@ class Fusion:
         why = outdated(card, group, catalogue)
         if why:
             return Retire(card.id, parts, why)
+        if group.compiled and not self.rules.compiled:
+            return Retire(card.id, parts, "compiled graphs are turned off")
+        if self.rules.compiled and not group.compiled and all(owns(catalogue.cards[id_].resources) for id_ in parts):
+            return Retire(card.id, parts, "it can be a compiled graph")
         idle_s = now_s - self._busy_s[card.id]
         if idle_s >= self.rules.unused_s:
             return Retire(card.id, parts, f"hardly used for {idle_s:.0f} s")
@@ -260,7 +274,7 @@ class Fusion:
         for seen in self._plans.values():
             early = sum(n for at_s, n in seen.runs if at_s <= middle_s)
             late = sum(n for at_s, n in seen.runs if at_s > middle_s)
-            for group, card in seen.groups_at(catalogue):
+            for group, card in seen.groups_at(catalogue, self.rules.compiled):
                 chain = chains.setdefault(card.id, _Chain(group, seen.use, card))
                 chain.early, chain.late = chain.early + early, chain.late + late
         return chains
@@ -288,7 +302,8 @@ def outdated(card: Card, group: Group, catalogue: Catalogue) -> str:
         newer = [other.id for other in later if other.name == part.name and other.id != part.id]
         if newer:
             return f"{newer[-1]} is newer than {part.id}"
-    now = fused_card(Group(tuple(catalogue.cards[part.id] for part in group.cards), group.steps))
+    parts = tuple(catalogue.cards[part.id] for part in group.cards)
+    now = fused_card(Group(parts, group.steps, group.compiled))
     if _lasting(now) != _lasting(card):
         return "a part of it has changed"
     if slips_past_rules(card, catalogue):

@@ -3,6 +3,9 @@
 A group has one way out: only its last part gives rows to others. A chain may stand anywhere in a plan. A group with
 branches stands at the beginning, on what the request brings, because how sure its answers are may hang on several
 sources there, of which a request states none. So a group answers as its parts do one by one, confidences included.
+
+Where that is wanted, parts that own their cores or a GPU keep them: each runs in an actor of its own, and the group is
+a compiled graph over those actors (`deployments/kinds/compiled.py`).
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ from planner.plans import REQUEST, Binding, Plan, Source, Step, StepId
 from planner.progress import needs
 
 FUSED = "fused:"  # begins the source of a fused extension
+NAMED = "fused."  # begins the name of one that the cluster put together itself
 HOP_MS = 1.0  # the way to a deployment and back, where it was not measured; 1.4 ms on two idle cores
 MOST_PARTS = 8
 _APART = frozenset({"remote", "human", "fused"})  # kinds whose work is done elsewhere, or that have parts themselves
 _KEPT = ("name", "version", "inputs", "outputs", "kind", "source", "options")  # of a part's card: what loading needs
+_COMPILED = "compiled"  # the option of an extension that runs as a compiled graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +39,12 @@ class Group:
     """Parts in an order in which they can run, as the steps of a small plan. The last one gives the outputs.
 
     `steps[i]` has the id `i` and runs `cards[i]`. Each binding has one source: a part before, or REQUEST, whose ports
-    are the inputs of the whole.
+    are the inputs of the whole. `compiled` says that every part keeps its own process and resources.
     """
 
     cards: tuple[Card, ...]
     steps: tuple[Step, ...]
+    compiled: bool = False
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -70,11 +76,12 @@ class Group:
         return ends_ms[self.steps[-1].id]
 
 
-def groups_of(plan: Plan, cards: Mapping[ExtensionId, Card]) -> tuple[Group, ...]:
+def groups_of(plan: Plan, cards: Mapping[ExtensionId, Card], compiled: bool = False) -> tuple[Group, ...]:
     """The groups of two parts or more that a plan's steps make, as large as they can be; no step is in two of them.
 
     Steps behind a guard, steps that choose among stages of a cascade, and extensions whose work is done elsewhere
-    belong to none; nor do steps that need other GPUs than the rest.
+    belong to none; nor do steps that need other GPUs than the rest. With `compiled`, a group of which every part owns
+    its cores or a GPU is a compiled one, and there the GPUs may differ.
     """
     takers: dict[StepId, set[StepId]] = {step.id: set() for step in plan.steps}
     for step in plan.steps:
@@ -87,17 +94,21 @@ def groups_of(plan: Plan, cards: Mapping[ExtensionId, Card]) -> tuple[Group, ...
     groups: list[Group] = []
     while free:
         end = free.pop()
-        members = [end]
         gpus = cards[end.extension].resources.num_gpus
-        for step in reversed(free):
-            inside = takers[step.id] and takers[step.id] <= {member.id for member in members}
-            if inside and cards[step.extension].resources.num_gpus == gpus:
-                members.append(step)
-        steps = _fitting(members[::-1], cards)
+        alike = [step for step in free if cards[step.extension].resources.num_gpus == gpus]
+        steps = _fitting(_before_end(end, alike, takers), cards)
+        if compiled and owns(cards[end.extension].resources):
+            owning = [step for step in free if owns(cards[step.extension].resources)]
+            steps = max(steps, _fitting(_before_end(end, owning, takers), cards), key=len)
         if len(steps) > 1:
-            groups.append(_group(steps, cards))
+            groups.append(_group(steps, cards, compiled))
             free = [step for step in free if step not in steps]
     return tuple(groups[::-1])
+
+
+def owns(resources: Resources) -> bool:
+    """Whether a replica with these resources has cores or a GPU to itself."""
+    return resources.num_cpus >= 1.0 or resources.num_gpus > 0.0
 
 
 def fused_card(group: Group) -> Card:
@@ -113,12 +124,13 @@ def fused_card(group: Group) -> Card:
     names = [str(card.id) for card in cards]
     wiring = json.dumps(options, sort_keys=True).encode()
     chain = group.is_chain
+    where = "as one compiled graph" if group.compiled else "in one deployment"
     return Card(
-        name="fused." + ".".join(card.name for card in cards)[:100],
+        name=NAMED + ".".join(card.name for card in cards)[:100],
         version=blake2s(wiring, digest_size=6).hexdigest(),
         inputs=group.inputs,
         outputs=group.outputs,
-        description=f"{', then '.join(names) if chain else ', '.join(names)}, in one deployment.",
+        description=f"{', then '.join(names) if chain else ', '.join(names)}, {where}.",
         kind="fused",
         source=FUSED + "+".join(names),
         options=options,
@@ -131,23 +143,27 @@ def fused_card(group: Group) -> Card:
         after=cards[0].after if chain else ChainRule(deny=("*",)),
         deterministic=all(card.deterministic for card in cards),
         cache=_strictest(cards),
-        resources=_resources([card.resources for card in cards]),
+        resources=_resources([card.resources for card in cards], group.compiled),
     )
 
 
 def options_of(group: Group) -> dict[str, Any]:
     """A group as the options of its extension, plain data: `parts` and, per part, `wiring` as [port, giver, its port];
-    giver -1 stands for the inputs of the whole."""
+    giver -1 stands for the inputs of the whole. With `compiled` the parts state their resources."""
     plain = [card_to_dict(card) for card in group.cards]
-    return {
-        "parts": [{field: card[field] for field in _KEPT} for card in plain],
+    kept = (*_KEPT, "resources") if group.compiled else _KEPT
+    options: dict[str, Any] = {
+        "parts": [{field: card[field] for field in kept} for card in plain],
         "wiring": [[[b.port, int(b.sources[0].step), b.sources[0].port] for b in step.inputs] for step in group.steps],
     }
+    return {**options, _COMPILED: True} if group.compiled else options
 
 
 def parse_group(options: Mapping[str, Any], where: str) -> Group:
     """The group that these options hold; of its cards only what loading needs is known. Raises BadCard."""
-    parts, wiring = options.get("parts"), options.get("wiring")
+    parts, wiring, compiled = options.get("parts"), options.get("wiring"), options.get(_COMPILED, False)
+    if not isinstance(compiled, bool):
+        raise BadCard(f"{where}: {_COMPILED} is true or false, not {compiled!r}.")
     if not isinstance(parts, list) or not isinstance(wiring, list) or not parts or len(parts) != len(wiring):
         raise BadCard(f"{where}: the options of a fused extension are `parts` and, for each of them, `wiring`.")
     cards = tuple(parse_card(part, f"{where}: part {i}") for i, part in enumerate(parts))
@@ -165,7 +181,11 @@ def parse_group(options: Mapping[str, Any], where: str) -> Group:
         if {binding.port for binding in bindings} != {port.name for port in card.inputs}:
             raise BadCard(f"{where}: part {i} ({card.id}) does not get all its inputs.")
         steps.append(Step(StepId(i), card.id, tuple(bindings)))
-    return Group(cards, tuple(steps))
+    used = {source.step for step in steps for binding in step.inputs for source in binding.sources}
+    for step in steps[:-1]:
+        if compiled and step.id not in used:
+            raise BadCard(f"{where}: no part takes what part {step.id} ({step.extension}) gives.")
+    return Group(cards, tuple(steps), compiled)
 
 
 def _before(cards: Sequence[Card], giver: int, taker: int) -> Card:
@@ -193,6 +213,15 @@ def _may_join(step: Step, cards: Mapping[ExtensionId, Card]) -> bool:
     )
 
 
+def _before_end(end: Step, others: Sequence[Step], takers: Mapping[StepId, set[StepId]]) -> list[Step]:
+    """`end` and those of the others whose rows go to nobody but these, in the order of the plan."""
+    members = [end]
+    for step in reversed(others):
+        if takers[step.id] and takers[step.id] <= {member.id for member in members}:
+            members.append(step)
+    return members[::-1]
+
+
 def _fitting(steps: Sequence[Step], cards: Mapping[ExtensionId, Card]) -> Sequence[Step]:
     """All the steps where they may be a group; else the chain that their last one ends."""
     ids = {step.id for step in steps}
@@ -216,7 +245,7 @@ def _combines_outside(steps: Sequence[Step], ids: set[StepId], cards: Mapping[Ex
     )
 
 
-def _group(steps: Sequence[Step], cards: Mapping[ExtensionId, Card]) -> Group:
+def _group(steps: Sequence[Step], cards: Mapping[ExtensionId, Card], compiled: bool) -> Group:
     """The steps with ids, an order and names of inputs that do not depend on the plan that they come from."""
     depth: dict[StepId, int] = {}
     for step in steps:
@@ -237,7 +266,8 @@ def _group(steps: Sequence[Step], cards: Mapping[ExtensionId, Card]) -> Group:
                 given = Source(REQUEST, names[source])
             bindings.append(Binding(binding.port, (given,)))
         made.append(Step(new[step.id], step.extension, tuple(bindings)))
-    return Group(tuple(cards[step.extension] for step in order), tuple(made))
+    parts = tuple(cards[step.extension] for step in order)
+    return Group(parts, tuple(made), compiled and all(owns(part.resources) for part in parts))
 
 
 def _unused(name: str, taken: set[str]) -> str:
@@ -258,13 +288,16 @@ def _strictest(cards: Sequence[Card]) -> Sharing:
     return max((card.cache for card in cards), key=SHARINGS.index)
 
 
-def _resources(needs: Sequence[Resources]) -> Resources:
-    """Parts work in turn, so the most that one needs will do; memory they hold together."""
+def _resources(needs: Sequence[Resources], compiled: bool) -> Resources:
+    """Parts work in turn, so the most that one needs will do; memory they hold together. Those of a compiled graph have
+    their own, so the replica itself needs nothing."""
     placements = {need.placement for need in needs}
+    if compiled:
+        placements = {"remote"}
     return Resources(
-        num_cpus=max(need.num_cpus for need in needs),
-        num_gpus=max(need.num_gpus for need in needs),
-        memory_mib=sum(need.memory_mib for need in needs),
+        num_cpus=0.0 if compiled else max(need.num_cpus for need in needs),
+        num_gpus=0.0 if compiled else max(need.num_gpus for need in needs),
+        memory_mib=0 if compiled else sum(need.memory_mib for need in needs),
         min_replicas=max(need.min_replicas for need in needs),
         max_replicas=max(need.max_replicas for need in needs),
         max_batch_rows=min(need.max_batch_rows for need in needs),

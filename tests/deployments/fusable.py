@@ -9,6 +9,7 @@ import numpy as np
 from deployments.extension import Extension, Result, Scored, extension
 from planner.cards import Resources
 from planner.features import Array, Feature, Port
+from tests import faulty
 
 WIDTH = 33
 MIX = Feature("mix", "FP32", (WIDTH,))
@@ -116,3 +117,11 @@ class Stage2(Stage):
 
 class Stage3(Stage):
     number, inputs, outputs = 3, {"x": STAGES[2]}, {"x": STAGES[3]}
+
+
+class Frail(Stage1):
+    """The first stage, unless the first number of a row tells it to fail (`tests/faulty.py`)."""
+
+    def infer(self, *, x: Array, **_: Any) -> Result:
+        faulty.moody_double.function(x[:, 0])
+        return np.tanh(x @ self._weights)

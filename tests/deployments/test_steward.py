@@ -99,8 +99,10 @@ def test_the_list_of_deeds_is_bounded() -> None:
 
 
 def test_the_settings_say_how_readily_chains_are_fused_or_that_they_never_are() -> None:
-    some = settings.load(environment={}, overrides={"fusion.min_per_s": 2.0, "fusion.max_fused": 1})
-    assert lifecycle.installation(some).fusion == Rules(min_per_s=2.0, most=1)
+    some = settings.load(
+        environment={}, overrides={"fusion.min_per_s": 2.0, "fusion.max_fused": 1, "fusion.compiled": True}
+    )
+    assert lifecycle.installation(some).fusion == Rules(min_per_s=2.0, most=1, compiled=True)
     assert lifecycle.installation(settings.load(environment={})).fusion == Rules()
     none = settings.load(environment={}, overrides={"fusion.enabled": False})
     assert lifecycle.installation(none).fusion is None

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.cards import Card, ChainRule, ExtensionId, LatencyProfile
+from planner.cards import Card, ChainRule, ExtensionId, LatencyProfile, Resources
 from planner.catalogue import Catalogue, Change
 from planner.features import Feature, Port
 from planner.fusion import Fuse, Fusion, Retire, Rules, RunCounter, Use
@@ -258,3 +258,58 @@ def test_a_gateway_tells_what_concerns_fusion_and_begins_anew() -> None:
     assert counter.take(inline, frozenset(), took.get) == []
     counter.ran(CHAIN)
     assert counter.take(frozenset(part.id for part in PARTS[:2]), frozenset(), took.get) == []
+
+
+OWNING = tuple(part.but(resources=Resources(num_cpus=1.0)) for part in PARTS)
+COMPILING = replace(RULES, compiled=True)
+
+
+def compiled_flags(world: World) -> list[bool]:
+    """Of what is fused in the world."""
+    return ["compiled" in c.options for c in world.catalogue.cards.values() if c.kind == "fused"]
+
+
+def test_a_chain_whose_parts_own_their_cores_becomes_a_compiled_graph_where_that_is_wanted() -> None:
+    for rules, cards, compiled in ((COMPILING, OWNING, True), (COMPILING, PARTS, False), (RULES, OWNING, False)):
+        world = World(Catalogue.of(cards), rules)
+        assert [type(decision) for decision in world.run(65.0)] == [Fuse]
+        assert compiled_flags(world) == [compiled]
+
+
+def test_turning_compiled_graphs_on_or_off_replaces_what_is_there() -> None:
+    for before, after in ((RULES, COMPILING), (COMPILING, RULES)):
+        world = World(Catalogue.of(OWNING), before)
+        world.run(65.0)
+        turned = World(world.catalogue, after)
+        retire, fuse = turned.run(95.0)
+        assert isinstance(retire, Retire)
+        assert "compiled graph" in retire.why
+        assert isinstance(fuse, Fuse)
+        assert compiled_flags(turned) == [after.compiled]
+
+
+def test_a_part_with_other_resources_retires_its_compiled_graph() -> None:
+    world = World(Catalogue.of(OWNING), COMPILING)
+    world.run(65.0)
+    world.catalogue = put(world.catalogue, OWNING[1].but(resources=Resources(num_cpus=2.0)))
+    decision = world.tick()
+    assert isinstance(decision, Retire)
+    assert decision.why == "a part of it has changed"
+
+
+def test_branches_become_a_compiled_graph_because_they_still_run_at_the_same_time() -> None:
+    x = bind("x", (REQUEST, "x"))
+    fan = plan_of(step(0, "a", x), step(1, "b", x), step(2, "d", bind("x", (0, "y")), bind("x", (1, "y"))))
+    joined = OWNING[3].but(inputs=(Port("x", Feature("number"), many=3),))
+    cards = Catalogue.of(card.but(profile=LatencyProfile(10.0)) for card in (*OWNING[:2], joined))
+    run_ms = dict.fromkeys(cards.cards, 5.0)
+    assert World(cards, RULES).run(65.0, fan, run_ms=run_ms) == []
+    (decision,) = World(cards, COMPILING).run(65.0, fan, run_ms=run_ms)
+    assert "23% of 20.0 ms saved" in decision.why
+
+
+def test_what_was_put_together_by_hand_is_left_alone() -> None:
+    by_hand = fused_card(replace(GROUP, compiled=True)).but(name="by-hand")
+    assert World(put(CATALOGUE, by_hand)).run(RULES.unused_s + 200.0, per_s=1.0) == []
+    world = World(put(CATALOGUE, by_hand), replace(RULES, most=1))
+    assert len(world.run(65.0)) == 1  # and it counts for nothing

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from planner.card_codec import card_to_dict, parse_card
 from planner.cards import Accuracy, Card, ChainRule, ExtensionId, LatencyProfile, Resources
 from planner.catalogue import Catalogue
-from planner.errors import NoPlan, TermsUnmet
+from planner.errors import BadCard, NoPlan, TermsUnmet
 from planner.features import Feature, Port
 from planner.plan import plan
 from planner.plans import REQUEST, Guard, Plan, Step
 from planner.progress import needs
-from planner.wiring import MOST_PARTS, Group, fused_card, groups_of, parse_group
+from planner.wiring import MOST_PARTS, Group, fused_card, groups_of, owns, parse_group
 from tests.planner.doubles import bind, card, plan_of, step
 from tests.planner.worlds import card as world_card
 from tests.planner.worlds import wish, worlds
@@ -199,3 +201,84 @@ def test_the_planner_takes_the_fused_extension_because_it_is_faster_and_promises
     assert after.prediction.cost == pytest.approx(before.prediction.cost)
     slower = fused.but(profile=LatencyProfile(5.0))
     assert plan(wish("a", "d"), Catalogue.of([*cards, slower])).best.extensions() == before.extensions()
+
+
+def owning(**resources: Any) -> dict[ExtensionId, Card]:
+    """The cards, each with a core of its own, or what is said by name."""
+    return {
+        c.id: c.but(resources=resources.get(c.name, Resources(num_cpus=1.0, max_batch_rows=64))) for c in ABC.values()
+    }
+
+
+THREE = plan_of(step(0, "a"), step(1, "b"), step(2, "c"))
+
+
+def test_parts_that_own_their_cores_or_a_gpu_keep_them_where_that_is_wanted() -> None:
+    cards = owning(b=Resources(num_gpus=0.5, memory_mib=64, max_batch_rows=32))
+    (group,) = groups_of(THREE, cards, compiled=True)
+    assert group.compiled
+    made = fused_card(group)
+    assert made.resources == Resources(max_batch_rows=32, placement="remote")
+    assert made.description == "a@1, then b@1, then c@1, as one compiled graph."
+    assert [part["resources"]["num_cpus"] for part in made.options["parts"]] == [1.0, 0.0, 1.0]
+    assert [part.resources for part in parse_group(made.options, "x").cards] == [c.resources for c in group.cards]
+
+
+def test_nothing_is_compiled_unless_that_is_wanted_and_every_part_owns_something() -> None:
+    (plain,) = groups_of(THREE, owning())
+    (shared,) = groups_of(THREE, owning(b=Resources(num_cpus=0.5)), compiled=True)
+    assert not plain.compiled
+    assert not shared.compiled
+    assert "compiled" not in fused_card(plain).options
+    assert "resources" not in fused_card(plain).options["parts"][0]
+    assert fused_card(plain).resources.num_cpus == 1.0
+
+
+def test_a_compiled_graph_may_have_parts_on_the_cpu_and_on_different_gpus() -> None:
+    cards = owning(b=Resources(num_gpus=1.0), c=Resources(num_gpus=2.0))
+    assert named(groups_of(THREE, cards)) == []
+    assert named(groups_of(THREE, cards, compiled=True)) == ["a b c"]
+    cards = owning(a=Resources(), c=Resources(num_gpus=1.0))  # a belongs to no compiled graph, and c to no other
+    assert named(groups_of(THREE, cards, compiled=True)) == ["b c"]
+
+
+def test_the_same_parts_compiled_are_another_extension() -> None:
+    (plain,), (compiled,) = groups_of(THREE, owning()), groups_of(THREE, owning(), compiled=True)
+    assert fused_card(plain).id != fused_card(compiled).id
+    (more,) = groups_of(THREE, owning(b=Resources(num_cpus=2.0)), compiled=True)
+    assert fused_card(more).id != fused_card(compiled).id
+
+
+@given(worlds(with_terms=False), st.randoms(use_true_random=False))
+def test_a_group_is_compiled_if_all_its_parts_own_something_and_needs_the_same_gpus_if_not(
+    world: Any, rng: random.Random
+) -> None:
+    request, catalogue = world
+    try:
+        best = plan(request, catalogue).best
+    except (NoPlan, TermsUnmet):
+        assume(False)
+    kinds = (Resources(), Resources(num_cpus=1.0), Resources(num_gpus=0.5))
+    cards = {id_: c.but(resources=rng.choice(kinds)) for id_, c in catalogue.cards.items()}
+    groups = groups_of(best, cards, compiled=True)
+    ids = [c.id for group in groups for c in group.cards]
+    assert len(ids) == len(set(ids))
+    for group in groups:
+        assert group.compiled == all(owns(c.resources) for c in group.cards)
+        assert group.compiled or len({c.resources.num_gpus for c in group.cards}) == 1
+        fused = fused_card(group)
+        again = parse_group(json.loads(json.dumps(fused.options)), fused.id)
+        assert (again.steps, again.compiled) == (group.steps, group.compiled)
+        if group.compiled:
+            assert [c.resources for c in again.cards] == [c.resources for c in group.cards]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [({"compiled": "yes"}, "true or false"), ({"compiled": True}, "no part takes what part 0")]
+)
+def test_options_that_no_graph_can_be_compiled_from_are_explained(change: dict[str, Any], told: str) -> None:
+    (group,) = groups_of(THREE, owning(), compiled=True)
+    plain = fused_card(group).options
+    wiring = [plain["wiring"][0], [["x", REQUEST, "x"]], plain["wiring"][2]]
+    with pytest.raises(BadCard, match=told):
+        parse_group({**plain, "wiring": wiring, **change}, "x")
