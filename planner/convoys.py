@@ -2,11 +2,11 @@
 
 Requests whose plan and row shapes are equal join one convoy. A group of them leaves at the end of the event loop's
 turn, with all that came in that turn, unless rows of this convoy still stand in line before an extension: to stand
-there too would bring nobody forward. Then those that come wait here, until they are as many as stand there, but never
-more than a call takes; so the next call finds enough to do, and who could still be refused or left behind has not
-begun. A lone request leaves at once, and a full house leaves in groups of what goes in one call, which stay together
-from step to step. A group that fails is split in halves down to the guilty request. Who would be late, as fast as
-those before it get on, is refused at once, and told when to come back.
+there too would bring nobody forward. Then those that come wait here, until they are twice as many as stand there, of
+which there are never more than a call takes; so the next call finds enough to do, and who could still be refused or
+left behind has not begun. A lone request leaves at once, and a full house leaves in groups of what goes in one call,
+which stay together from step to step. A group that fails is split in halves down to the guilty request. Who would be
+late, as fast as those before it get on, is refused at once, and told when to come back.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from planner.tokens import Escort, Token
 MOST_UNDER_WAY = 64  # groups of one convoy; far fewer are, where they stand in lines
 MOST_ROWS = 256  # of one group
 MOST_WAITING_ROWS = 65_536
+CROWD = 2  # rows that leave, for each that stands in line already: each group costs the gateway something
 PACE_S = 0.25  # over which the pace of a convoy is measured
-TRIPS, MOST_TRIPS = 32, 0.7  # that are remembered; the share that is taken for most of them
+TRIPS, MOST_TRIPS = 32, 0.85  # that are remembered; the share that is taken for most of them
 
 # Plan, inputs, token, alternative plans -> what `Dispatcher.dispatch` gives.
 Dispatch = Callable[[Plan, Mapping[str, Array], Token, Sequence[Plan]], Coroutine[Any, Any, Answer]]
@@ -162,7 +163,7 @@ class _Lines:
     def room(self, n_waiting: int) -> int:
         """How many of so many rows may leave now, in one group."""
         standing = self.setting_out + max(self._standing.values(), default=0)
-        if standing > n_waiting or standing >= self._call_rows:
+        if CROWD * standing > n_waiting or standing >= self._call_rows:
             return 0
         fit = min(MOST_ROWS, math.ceil(self._fit_rows))
         return min(fit, self._call_rows - standing) if standing else fit

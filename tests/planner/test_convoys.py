@@ -189,7 +189,7 @@ def test_no_group_is_larger_than_allowed_and_nobody_is_passed_over(sizes: list[i
     drive(scenario())
 
 
-def test_while_rows_are_on_their_way_others_leave_when_they_are_as_many_and_all_of_them_when_those_are_back() -> None:
+def test_while_rows_are_on_their_way_others_leave_when_they_are_many_and_all_of_them_when_those_are_back() -> None:
     async def scenario() -> None:
         road = Road()
         road.gate.clear()
@@ -198,10 +198,10 @@ def test_while_rows_are_on_their_way_others_leave_when_they_are_as_many_and_all_
         for i in range(12):
             riders += board(convoy, passenger(i))
             await settle()
-        assert road.groups == [[0], [1], [2, 3], [4, 5, 6, 7]]
+        assert road.groups == [[0], [1, 2], [3, 4, 5, 6, 7, 8]]
         road.gate.set()
         await settle()
-        assert road.groups[4:] == [[8, 9, 10, 11]]
+        assert road.groups[3:] == [[9, 10, 11]]
         assert [got(rider) for rider in riders] == [[i + 1] for i in range(12)]
         assert is_idle(convoy)
 
