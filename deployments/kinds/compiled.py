@@ -81,7 +81,8 @@ class CompiledExtension(FusedExtension):
         try:
             last: Given = _own(self._graph.execute(given).get(timeout=RUN_TIMEOUT_S))
         except Exception as error:  # of Ray, which raises plain ones too
-            self._break(_brief(error))
+            late = isinstance(error, ray.exceptions.RayChannelTimeoutError)
+            self._break(f"nothing came back within {RUN_TIMEOUT_S:.0f} s" if late else _brief(error))
             raise self._unavailable() from error
         if isinstance(last, FenixError):
             raise last
@@ -96,11 +97,12 @@ class CompiledExtension(FusedExtension):
                 failure = told or failure
         except ExtensionUnavailable as error:
             failure = error
+        # It would tell of every actor that is ended here, with a trace.
+        logging.getLogger("ray.dag.compiled_dag_node").setLevel(logging.CRITICAL)
         # The actors first: `teardown` waits 30 s for each whose channels have grown, and spares them once one has died.
         for actor in self._actors:
             ray.kill(actor)
         if self._graph is not None:
-            logging.getLogger("ray.dag.compiled_dag_node").setLevel(logging.CRITICAL)  # it would tell of every dead one
             self._graph.teardown(kill_actors=True)
             with contextlib.suppress(Exception):
                 ray.kill(self._graph._proxy_actor)  # otherwise it lives until the graph is collected
