@@ -373,3 +373,32 @@ def test_an_endless_stream_of_users_and_removals_leaves_nothing_behind() -> None
     kept = vars(queue._classes[9])
     sizes = {name: len(value) for name, value in kept.items() if isinstance(value, dict | list)}
     assert max(sizes.values()) < 1000, sizes
+
+
+class Divisible(Place):
+    """A place whose rows may go apart."""
+
+    def cut(self, n_rows: int) -> Divisible:
+        self.n_rows -= n_rows
+        return Divisible(self.token, n_rows, 0, self.until_s, self.kind)
+
+
+def test_who_does_not_fit_whole_goes_in_part_and_keeps_its_place_with_the_rest() -> None:
+    queue: Line[Place] = line()
+    for until_s, n_rows in [(1.0, 3), (2.0, 3), (3.0, 2)]:
+        queue.push(Divisible(Token(until_s), n_rows, 0, until_s, ""), 0.0)
+    taken = [[(item.until_s, item.n_rows) for item in queue.take(4, 0.0).batch] for _ in range(2)]
+    assert taken == [[(1.0, 3), (2.0, 1)], [(2.0, 2), (3.0, 2)]]
+    assert (queue.n_places, queue.n_rows) == (0, 0)
+
+
+def test_rows_that_went_in_part_count_against_their_users_share() -> None:
+    queue: Line[Place] = line()
+    for user in ("a", "b"):
+        for _ in range(8):
+            queue.push(Divisible(Token(5.0, user=user), 6, 0, 5.0, ""), 0.0)
+    served = Counter[str]()
+    for _ in range(12):
+        for item in queue.take(4, 0.0).batch:
+            served[item.token.user] += item.n_rows
+    assert abs(served["a"] - served["b"]) <= 6
