@@ -127,7 +127,7 @@ class _Lines:
         """`moved` is called when a line became shorter."""
         self._moved = moved
         self._standing: dict[object, int] = {}
-        self._went: dict[object, int] = {}  # in this turn of the loop
+        self._went: dict[object, tuple[int, int]] = {}  # in this turn of the loop; and how many were left behind
         self._call_rows = MOST_ROWS
         self._fit_rows = float(MOST_ROWS)  # of ours that go in one call, beside those of others
         self.setting_out = 0  # rows of groups that have left, and came to no line yet
@@ -142,13 +142,13 @@ class _Lines:
             self._standing[line] = left
         else:
             self._standing.pop(line, None)
-        self._went[line] = self._went.get(line, 0) + n_rows
+        self._went[line] = self._went.get(line, (0, 0))[0] + n_rows, left
         self._moved()
 
     def learn(self) -> None:
         """At the end of a turn: a group should be what goes in one call, so that nobody in it waits for the others."""
-        for line, went in self._went.items():
-            if line in self._standing:
+        for went, left_behind in self._went.values():
+            if left_behind > 0:
                 self._fit_rows += 0.2 * (went - self._fit_rows)
             elif went > 0.5 * self._fit_rows:
                 self._fit_rows = 1.5 * self._fit_rows

@@ -251,6 +251,18 @@ def test_no_more_rows_stand_in_a_line_than_a_call_takes_and_a_group_is_what_goes
     assert moved
 
 
+def test_who_joins_a_line_after_a_call_has_begun_was_not_left_behind_by_it() -> None:
+    lines = _Lines(lambda: None)
+    for _ in range(50):
+        lines.waits("line", 3, 16)
+        lines.goes("line", 3)
+        lines.waits("line", 5, 16)
+        lines.learn()
+        lines.goes("line", 5)
+        lines.learn()
+    assert lines.room(1000) == 16
+
+
 ROWS_FAULTS = [ExtensionRaised("no"), ExtensionBroken("no"), BadInput("no")]
 
 
