@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from deployments.board import BoardClient, Snapshot
 from deployments.gateway.metadata import Running, parts_of, placement_of
 from deployments.registry import RegistryClient
-from deployments.steward import Deed, StewardClient
+from deployments.steward import Event, StewardClient
 from planner.breakers import State
 from planner.calibration import temperature_of
 from planner.cards import Card, ExtensionId
 from planner.envelopes import merged
 from planner.errors import ClusterDown
 
-MOST_DEEDS = 20
+MOST_EVENTS = 20
 _WORST_FIRST: tuple[State, ...] = ("open", "half-open", "closed")
 
 
@@ -53,10 +53,10 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Every extension on the board, by id, and the last deeds of the steward, oldest first."""
+    """Every extension on the board, by id, and what the steward did last, oldest first."""
 
     extensions: tuple[Live, ...] = ()
-    deeds: tuple[Deed, ...] = ()
+    events: tuple[Event, ...] = ()
 
 
 def look() -> Look:
@@ -65,10 +65,10 @@ def look() -> Look:
     async def ask() -> Look:
         snapshot, cards = await BoardClient().snapshot(), (await RegistryClient(timeout_s=5.0).catalogue()).cards
         try:
-            deeds = await StewardClient().deeds()
+            events = await StewardClient().events()
         except ClusterDown:  # where nothing is to be fused there is none
-            deeds = ()
-        return Look(summary(snapshot, cards), deeds[-MOST_DEEDS:])
+            events = ()
+        return Look(summary(snapshot, cards), events[-MOST_EVENTS:])
 
     return asyncio.run(ask())
 

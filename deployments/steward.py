@@ -28,13 +28,13 @@ from planner.errors import FenixError
 from planner.fusion import Fuse, Fusion, Retire, Rules, Use
 
 ACTOR_NAME = "fenix-steward"
-KEPT_DEEDS = 200
+KEPT_EVENTS = 200
 SETTLE_S = 5.0  # how long the catalogue may take to show what was done
 _log = logging.getLogger("fenix.steward")
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class Event:
     """Something that the steward did, at `at_s` in seconds since 1970."""
 
     at_s: float
@@ -66,7 +66,7 @@ class Steward:
         self._remove = remove
         self._clock = clock
         self._wall = wall
-        self._deeds: deque[Deed] = deque(maxlen=KEPT_DEEDS)
+        self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
 
     @property
     def pace_s(self) -> float:
@@ -77,40 +77,40 @@ class Steward:
         self._fusion.told(uses, self._clock())
         return self.pace_s
 
-    def deeds(self) -> tuple[Deed, ...]:
+    def events(self) -> tuple[Event, ...]:
         """What was done, oldest first."""
-        return tuple(self._deeds)
+        return tuple(self._events)
 
-    async def act(self) -> Deed | None:
+    async def act(self) -> Event | None:
         """Does the next thing, if there is one. What cannot be done is noted, and left alone for a while."""
         decision = self._fusion.decide(self._catalogue(), self._clock())
         if decision is None:
             return None
         id_ = decision.card.id if isinstance(decision, Fuse) else decision.extension
         try:
-            deed = await self._done(decision, id_)
+            event = await self._done(decision, id_)
         except FenixError as error:
-            deed = self._failed(decision, id_, error.text())
+            event = self._failed(decision, id_, error.text())
         except Exception as error:
             _log.exception("%s", id_)
-            deed = self._failed(decision, id_, f"{type(error).__name__}: {error}")
-        self._deeds.append(deed)
-        _log.info("%s %s: %s", deed.action, deed.extension, deed.why)
-        return deed
+            event = self._failed(decision, id_, f"{type(error).__name__}: {error}")
+        self._events.append(event)
+        _log.info("%s %s: %s", event.action, event.extension, event.why)
+        return event
 
-    async def _done(self, decision: Fuse | Retire, id_: ExtensionId) -> Deed:
+    async def _done(self, decision: Fuse | Retire, id_: ExtensionId) -> Event:
         if isinstance(decision, Fuse):
             await self._deploy(decision.card)
         else:
             await self._remove(id_)
-        return Deed(
+        return Event(
             self._wall(), "fused" if isinstance(decision, Fuse) else "retired", id_, decision.parts, decision.why
         )
 
-    def _failed(self, decision: Fuse | Retire, id_: ExtensionId, why: str) -> Deed:
+    def _failed(self, decision: Fuse | Retire, id_: ExtensionId, why: str) -> Event:
         if isinstance(decision, Fuse):
             self._fusion.failed(id_, self._clock())
-        return Deed(self._wall(), "failed", id_, decision.parts, why)
+        return Event(self._wall(), "failed", id_, decision.parts, why)
 
 
 class StewardActor:
@@ -142,9 +142,9 @@ class StewardActor:
             )
         return self._steward.report(uses)
 
-    async def deeds(self) -> tuple[Deed, ...]:
-        """See `Steward.deeds`."""
-        return self._steward.deeds()
+    async def events(self) -> tuple[Event, ...]:
+        """See `Steward.events`."""
+        return self._steward.events()
 
     async def _tend(self) -> None:
         """Does one thing after the other, for ever."""
@@ -203,7 +203,7 @@ class StewardClient:
         """See `Steward.report`."""
         return float(await self._actor.call("report", list(uses), timeout_s=self._timeout_s))
 
-    async def deeds(self) -> tuple[Deed, ...]:
-        """See `Steward.deeds`."""
-        deeds: tuple[Deed, ...] = await self._actor.call("deeds", timeout_s=self._timeout_s)
-        return deeds
+    async def events(self) -> tuple[Event, ...]:
+        """See `Steward.events`."""
+        events: tuple[Event, ...] = await self._actor.call("events", timeout_s=self._timeout_s)
+        return events

@@ -126,7 +126,7 @@ def test_a_hot_chain_is_fused_wins_answers_the_same_and_goes_when_a_part_gets_a_
         finally:
             stop.set()
             worker.join()
-    first, second = deeds = asyncio.run(StewardClient(10.0).deeds())[:2]
+    first, second = events = asyncio.run(StewardClient(10.0).events())[:2]
     assert (first.action, first.extension, first.parts) == ("fused", card["id"], ("stage1@1", "stage2@1", "stage3@1"))
     assert (second.action, second.why) == ("retired", "stage2@2 is newer than stage2@1")
-    assert look().deeds[:2] == deeds
+    assert look().events[:2] == events

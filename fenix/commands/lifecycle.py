@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from cluster.settings import Settings
     from deployments.health import Health
     from deployments.live import Live, Look
-    from deployments.steward import Deed
+    from deployments.steward import Event
 
 WATCH_S = 1.0  # between two looks of `status --watch`
 LOOKS_A_REPORT = 5  # of them only each fifth asks Serve and counts processes, which costs a quarter of a second
 
 _STYLES = {"up": "bold green", "starting": "bold yellow", "broken": "bold red", "down": "bold red"}
-_DEEDS_SHOWN = 5
-_DEEDS = {"fused": "bold green", "retired": "", "failed": "bold red"}
+_EVENTS_SHOWN = 5
+_EVENTS = {"fused": "bold green", "retired": "", "failed": "bold red"}
 _BREAKERS = {"closed": "green", "half-open": "bold yellow", "open": "bold red"}
 
 
@@ -92,7 +92,7 @@ class _Report:
     found: ClusterStatus
     health: tuple[Health, ...] = ()
     live: tuple[Live, ...] = ()
-    deeds: tuple[Deed, ...] = ()
+    events: tuple[Event, ...] = ()
     at_s: float = 0.0  # since 1970
 
     def data(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class _Report:
             "services": [asdict(service) for service in found.services],
             "applications": [asdict(one) for one in self.health],
             "extensions": [asdict(one) for one in self.live],
-            "deeds": [asdict(one) for one in self.deeds],
+            "events": [asdict(one) for one in self.events],
         }
 
 
@@ -124,7 +124,7 @@ def _report(settings: Settings, replicas: bool, before: _Report | None = None) -
         from deployments.health import health
 
         now = _look()
-        return _Report(found, health() if before is None else before.health, now.extensions, now.deeds, time.time())
+        return _Report(found, health() if before is None else before.health, now.extensions, now.events, time.time())
 
 
 def _look() -> Look:
@@ -225,18 +225,18 @@ def _shown(report: _Report) -> Iterator[RenderableType]:
     if fused := [one for one in report.live if one.parts]:
         yield ""
         yield grid(("fused", "of"), [(one.id, ", ".join(one.parts)) for one in fused])
-    if report.deeds:
+    if report.events:
         yield ""
         yield grid(
             ("when", "did", "extension", "because"),
             [
                 (
-                    f"{_duration(report.at_s - deed.at_s)} ago",
-                    Text(deed.action, _DEEDS[deed.action]),
-                    deed.extension,
-                    deed.why,
+                    f"{_duration(report.at_s - event.at_s)} ago",
+                    Text(event.action, _EVENTS[event.action]),
+                    event.extension,
+                    event.why,
                 )
-                for deed in report.deeds[-_DEEDS_SHOWN:]
+                for event in report.events[-_EVENTS_SHOWN:]
             ],
             title="What the steward did last",
         )

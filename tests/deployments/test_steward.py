@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from cluster import lifecycle, settings
-from deployments.steward import KEPT_DEEDS, Deed, Steward
+from deployments.steward import KEPT_EVENTS, Event, Steward
 from planner.cards import Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue, Change
 from planner.errors import BadCard
@@ -41,27 +41,27 @@ class House:
     async def remove(self, extension: ExtensionId) -> None:
         self.catalogue = self.catalogue.apply(Change(self.catalogue.epoch + 1, removed_cards=(extension,)))
 
-    def work(self, for_s: float, per_s: float = 10.0) -> list[Deed]:
+    def work(self, for_s: float, per_s: float = 10.0) -> list[Event]:
         """The chain under load while the steward looks once a second; what it did."""
 
-        async def run() -> list[Deed]:
-            deeds = []
+        async def run() -> list[Event]:
+            events = []
             for _ in range(round(for_s)):
                 self.now_s += 1.0
                 self.steward.report([Use(CHAIN, round(per_s))])
-                deeds.append(await self.steward.act())
-            return [deed for deed in deeds if deed is not None]
+                events.append(await self.steward.act())
+            return [event for event in events if event is not None]
 
         return asyncio.run(run())
 
 
-def test_a_hot_chain_is_deployed_and_the_deed_is_noted() -> None:
+def test_a_hot_chain_is_deployed_and_the_event_is_noted() -> None:
     house = House()
-    (deed,) = house.work(12.0)
-    assert (deed.action, deed.extension, deed.parts) == ("fused", FUSED.id, ("a@1", "b@1"))
-    assert "10.0 runs a second" in deed.why
-    assert deed.at_s == pytest.approx(1e9 + 58.0)
-    assert house.steward.deeds() == (deed,)
+    (event,) = house.work(12.0)
+    assert (event.action, event.extension, event.parts) == ("fused", FUSED.id, ("a@1", "b@1"))
+    assert "10.0 runs a second" in event.why
+    assert event.at_s == pytest.approx(1e9 + 58.0)
+    assert house.steward.events() == (event,)
     assert house.catalogue.cards[FUSED.id] == FUSED
 
 
@@ -69,8 +69,8 @@ def test_a_fused_extension_without_a_part_is_removed() -> None:
     house = House()
     house.work(12.0)
     house.catalogue = house.catalogue.apply(Change(house.catalogue.epoch + 1, removed_cards=(PARTS[1].id,)))
-    (deed,) = house.work(1.0)
-    assert (deed.action, deed.extension, deed.why) == ("retired", FUSED.id, "b@1 is gone")
+    (event,) = house.work(1.0)
+    assert (event.action, event.extension, event.why) == ("retired", FUSED.id, "b@1 is gone")
     assert FUSED.id not in house.catalogue.cards
 
 
@@ -79,23 +79,23 @@ def test_a_fused_extension_without_a_part_is_removed() -> None:
 )
 def test_what_cannot_be_deployed_is_noted_and_left_alone_for_a_while(failure: Exception, said: str) -> None:
     house = House(failure)
-    (deed,) = house.work(60.0)
-    assert (deed.action, deed.extension) == ("failed", FUSED.id)
-    assert said in deed.why
+    (event,) = house.work(60.0)
+    assert (event.action, event.extension) == ("failed", FUSED.id)
+    assert said in event.why
     house.failure = None
-    assert [deed.action for deed in house.work(60.0)][:1] == ["fused"]
+    assert [event.action for event in house.work(60.0)][:1] == ["fused"]
 
 
 def test_gateways_are_told_when_to_report_again() -> None:
     assert House().steward.report([]) == RULES.pace_s == 1.0
 
 
-def test_the_list_of_deeds_is_bounded() -> None:
+def test_the_list_of_events_is_bounded() -> None:
     house = House()
-    for _ in range(KEPT_DEEDS + 20):
+    for _ in range(KEPT_EVENTS + 20):
         house.catalogue = Catalogue.of([*PARTS, FUSED.but(options={})], epoch=house.catalogue.epoch + 1)
         house.work(1.0, per_s=0.0)
-    assert len(house.steward.deeds()) == KEPT_DEEDS
+    assert len(house.steward.events()) == KEPT_EVENTS
 
 
 def test_the_settings_say_how_readily_chains_are_fused_or_that_they_never_are() -> None:

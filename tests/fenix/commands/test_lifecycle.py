@@ -10,7 +10,7 @@ import pytest
 from cluster.lifecycle import ClusterStatus
 from deployments.health import Health
 from deployments.live import Live
-from deployments.steward import Deed
+from deployments.steward import Event
 from fenix.commands.lifecycle import _Report, _shown
 from fenix.output import Format, emit
 from planner.cards import ExtensionId
@@ -27,7 +27,7 @@ REPORT = _Report(
         Live(B, *QUIET),
     ),
     tuple(
-        Deed(NOW_S - ago_s, "fused" if i % 2 else "retired", AB, (A, B), f"reason {i}")
+        Event(NOW_S - ago_s, "fused" if i % 2 else "retired", AB, (A, B), f"reason {i}")
         for i, ago_s in enumerate((900.0, 800.0, 700.0, 600.0, 500.0, 65.0))
     ),
     NOW_S,
@@ -68,6 +68,6 @@ def test_status_as_json_has_all_of_it() -> None:
         ("fused", 0, [A, B]),
         ("remote", 0, []),
     ]
-    assert data["deeds"][-1]["why"] == "reason 5"
-    assert data["deeds"][-1]["parts"] == [A, B]
-    assert len(data["deeds"]) == 6
+    assert data["events"][-1]["why"] == "reason 5"
+    assert data["events"][-1]["parts"] == [A, B]
+    assert len(data["events"]) == 6
