@@ -65,7 +65,8 @@ class Ran:
 
 
 class Calls(ABC):
-    """Sends batches to extension versions. Implementations hold no rows after `infer` returns or raises."""
+    """Sends batches to extension versions. Implementations hold no rows after `infer` returns or raises, but for those
+    of a second call that lost, until that ends."""
 
     @abstractmethod
     async def infer(self, extension: ExtensionId, parts: Parts, timeout_s: float, pair: str = "") -> Ran:

@@ -86,11 +86,9 @@ class Hedging:
         self.n_calls = 0
         self.n_hedges = 0
 
-    def delay_s(
-        self, extension: ExtensionId, n_rows: int, *, n_replicas: int, deterministic: bool = True
-    ) -> float | None:
+    def delay_s(self, extension: ExtensionId, n_rows: int, *, n_replicas: int) -> float | None:
         """After how long to send the call again; None: not at all."""
-        if n_replicas < 2 or not deterministic:
+        if n_replicas < 2 or self._settings.most_share == 0.0:
             return None
         kind = self._kinds.get((extension, n_rows.bit_length()))
         if kind is None or kind.n_values < self._settings.least_calls:

@@ -14,7 +14,8 @@ from tests.test_end_to_end import quiet, tensor
 
 pytestmark = pytest.mark.cluster
 
-N_USUAL = 250  # calls after which there is room for second ones
+N_USUAL = 250  # calls after which there is room for second ones, by and large
+MOST_TRIES = 5
 
 
 def test_a_call_to_a_slow_replica_is_answered_by_the_other_one(
@@ -34,14 +35,18 @@ def test_a_call_to_a_slow_replica_is_answered_by_the_other_one(
         card = describe("tests.faulty:SlowOnce", {"folder": str(tmp_path)})
         deploy([card], [], lifecycle.installation(settings), quiet)
         try:
-            for value in range(N_USUAL):
-                given_back(float(value))
-            for value in range(2):
+            for i in range(MOST_TRIES):
+                for value in range(N_USUAL):
+                    given_back(float(value))
                 (tmp_path / "slow").touch()
                 started_s = time.perf_counter()
-                assert "hedged" in given_back(1_000.0 + value)
-                assert time.perf_counter() - started_s < 4.0
+                flags = given_back(1_000.0 + i)
                 assert not (tmp_path / "slow").exists()
-                time.sleep(5.5)  # until both are free again
+                if "hedged" in flags:
+                    break
+                # Other calls that took long, on a busy machine, had used the budget up.
+                assert time.perf_counter() - started_s >= 5.0
+            assert "hedged" in flags
+            assert time.perf_counter() - started_s < 5.0
         finally:
             remove([card.id], [], quiet)

@@ -24,6 +24,7 @@ from deployments.serve_calls import ServeCalls
 from deployments.steward import StewardClient
 from planner.breakers import Standing
 from planner.cards import ExtensionId
+from planner.catalogue import Catalogue
 from planner.errors import FenixError
 from planner.hedging import HedgedCalls, HedgeSettings, Hedging
 from planner.intent import SentenceEncoder, TfidfEncoder
@@ -45,9 +46,10 @@ class Gateway:
         model = installation.sentence_model
         encoder = (lambda: SentenceEncoder(model)) if model else TfidfEncoder
         calls = ServeCalls()
-        hedged = HedgedCalls(calls, self._n_replicas, Hedging(HedgeSettings(most_share=installation.hedge_share)))
-        self._engine = engine = Engine(hedged, ready=lambda: self._follower.ready(), encoder=encoder)
-        self._follower = CatalogueFollower(registry, self._engine.follow)
+        hedging = Hedging(HedgeSettings(most_share=installation.hedge_share))
+        self._hedged = HedgedCalls(calls, self._n_replicas, hedging)
+        self._engine = engine = Engine(self._hedged, ready=lambda: self._follower.ready(), encoder=encoder)
+        self._follower = CatalogueFollower(registry, self._follow)
         await self._follower.start()
         host, limits = installation.host, installation.limits
         self._http = await serve_http(self._engine, host, installation.http_port, limits)
@@ -68,6 +70,10 @@ class Gateway:
         self._judging = asyncio.get_running_loop().create_task(self._judge(), name="judge-extensions")
         self._steward = StewardClient() if installation.fusion is not None else None
         self._reporting = asyncio.get_running_loop().create_task(self._report_uses(), name="report-uses")
+
+    async def _follow(self, catalogue: Catalogue) -> None:
+        await self._engine.follow(catalogue)
+        self._hedged.hedging.keep_only(frozenset(catalogue.cards))
 
     def _n_replicas(self, extension: ExtensionId) -> int:
         """How many replicas a call may choose from; 0 for extensions that must not be asked the same thing twice."""

@@ -53,11 +53,11 @@ def test_a_call_is_sent_again_after_the_95th_percentile_of_its_like() -> None:
     assert hedging.delay_s(B, 4, n_replicas=2) is None
 
 
-def test_no_second_call_where_there_is_one_replica_or_answers_differ_or_little_is_known() -> None:
+def test_no_second_call_where_there_is_one_replica_or_no_budget_or_little_is_known() -> None:
     hedging = seen(200)
     assert hedging.delay_s(A, 1, n_replicas=2) == 0.0125
     assert hedging.delay_s(A, 1, n_replicas=1) is None
-    assert hedging.delay_s(A, 1, n_replicas=2, deterministic=False) is None
+    assert seen(200, settings=HedgeSettings(most_share=0.0)).delay_s(A, 1, n_replicas=2) is None
     assert seen(31).delay_s(A, 1, n_replicas=2) is None
 
 
