@@ -1,11 +1,12 @@
 """One step of one request: the try of its extension, then those of its fallbacks, the healthy ones first.
 
 A try that fails or passes its budget leaves the rows to the next. At a step of an urgent request that takes unusually
-long, the next is set beside it (`competition.py`).
+long, the next is set beside it (`competition.py`), where the terms can pay for both.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 from asyncio import AbstractEventLoop
 from collections.abc import Mapping
@@ -16,7 +17,15 @@ from planner.batching import Done
 from planner.calls import Part
 from planner.cards import Card, ExtensionId
 from planner.competition import Competition, Entrant
-from planner.errors import DeadlineExceeded, ExtensionBroken, ExtensionRaised, Overloaded, StepFailed
+from planner.errors import (
+    DeadlineExceeded,
+    ExtensionBroken,
+    ExtensionRaised,
+    ExtensionTimeout,
+    FenixError,
+    Overloaded,
+    StepFailed,
+)
 from planner.features import Array
 from planner.placed import Queue
 from planner.plans import NO_FLAGS, Step, StepId, StepRecord
@@ -34,7 +43,8 @@ class Course:
     """What all steps of a request on one plan have in common.
 
     `after_ms` is what comes after each step, where that matters; `is_last` says that no other plan could take over;
-    `competition` is there where the request is urgent.
+    `competition` is there where the request is urgent. `spare_cost` is what may be spent per row of the request on
+    more than the plan; None: without limit.
     """
 
     roster: Roster
@@ -46,6 +56,31 @@ class Course:
     is_last: bool
     competition: Competition | None
     started_s: float  # on perf_counter
+    spare_cost: float | None = None
+
+    def affords(self, card: Card, n_rows: int) -> bool:
+        """Whether an extension may be run on so many rows beside what the plan says."""
+        return self.spare_cost is None or self._cost(card, n_rows) <= self.spare_cost
+
+    def pays(self, card: Card, n_rows: int) -> bool:
+        """The same, and takes what it costs from what is left."""
+        if self.spare_cost is None:
+            return True
+        if not self.affords(card, n_rows):
+            return False
+        self.spare_cost -= self._cost(card, n_rows)
+        return True
+
+    def pays_more(self, card: Card, instead_of: ExtensionId, n_rows: int) -> None:
+        """A stand-in may be dearer than what the plan counts on: that is left no more for others."""
+        if self.spare_cost is not None:
+            planned = self.roster.card_of(instead_of)
+            more = self._cost(card, n_rows) - (0.0 if planned is None else self._cost(planned, n_rows))
+            self.spare_cost = max(0.0, self.spare_cost - max(0.0, more))
+
+    def _cost(self, card: Card, n_rows: int) -> float:
+        """Per row of the whole request."""
+        return card.cost * n_rows / max(1, self.results.n_rows)
 
 
 class Attempt:
@@ -78,6 +113,8 @@ class Attempt:
                 until_s = min(until_s, course.loop.time() + _budget_s(self._step))
             try:
                 card, queue = self._queue(extension)
+                if extension != self._step.extension:
+                    course.pays_more(card, self._step.extension, self._n_rows)
                 if course.competition is not None and self._tries:
                     extension, done = await self._compete(course.competition, card, queue, until_s)
                 else:
@@ -101,16 +138,37 @@ class Attempt:
         return card, queue
 
     async def _compete(self, competition: Competition, own: Card, queue: Queue, until_s: float) -> Winner:
-        """Has the step done by `own`, and beside it by the next, if that is healthy, when there is no time to wait."""
+        """Has the step done by `own`, and beside it by the next when there is no time to wait, if that is healthy and
+        can be paid for. `until_s` is when `own` has to give way where nothing runs beside it."""
         course, next_ = self._course, self._tries[0]
         rest_s = course.token.rest_s
         rival = None if course.roster.is_ill(next_) else course.roster.card_of(next_)
-        if rival is None:
+        if rival is None or not course.affords(rival, self._n_rows):
             return own.id, await queue.submit(self._inputs, self._n_rows, course.token, until_s)
+        left_s = course.token.until_s - rest_s - course.loop.time()
+        wait_s = competition.wait_s(own, rival, self._n_rows, kilo_of(own, self._inputs), left_s)
+        patience = asyncio.timeout(None)
+        ended: list[FenixError | None] = []  # of the own try: its failure, or None
 
         async def run_own() -> Winner:
             course.token.rest_s = rest_s  # another step may have been begun since
-            return own.id, await queue.submit(self._inputs, self._n_rows, course.token, until_s)
+            failure: FenixError | None = None
+            try:
+                async with patience:
+                    own_until_s = until_s if wait_s is None else course.token.until_s
+                    return own.id, await queue.submit(self._inputs, self._n_rows, course.token, own_until_s)
+            except TimeoutError:
+                failure = ExtensionTimeout(f"{own.id} took too long.", hint="Allow more time.")
+                raise failure from None
+            except FenixError as error:
+                failure = error
+                raise
+            finally:
+                ended.append(failure)
+
+        def give_way() -> None:
+            if not ended:
+                patience.reschedule(max(until_s, course.loop.time()))
 
         async def run_rival() -> Winner:
             try:
@@ -119,13 +177,20 @@ class Attempt:
             except FAILURES:
                 course.guilty.add(next_)
                 self._tries.remove(next_)
+                if self._tries or not course.is_last:
+                    give_way()
                 raise
 
-        kilo = sum([math.prod(self._inputs[port].shape) for port in own.free_ports]) / 1e3
-        left_s = course.token.until_s - rest_s - course.loop.time()
-        ran = await competition.between(Entrant(own, run_own), Entrant(rival, run_rival), self._n_rows, kilo, left_s)
+        entrants = Entrant(own, run_own), Entrant(rival, run_rival)
+        ran = await competition.between(
+            *entrants, self._n_rows, wait_s, lambda: course.pays(rival, self._n_rows), give_way
+        )
         if ran.sent:
-            told = f"fallback for {own.id}: it took too long" if ran.won else f"{next_} ran too, and came later"
+            failure = ended[0] if ended else None
+            if isinstance(failure, FAILURES):
+                course.guilty.add(own.id)
+            why = "it took too long" if failure is None else failure.message
+            told = f"fallback for {own.id}: {why}" if ran.won else f"{next_} ran too, and came later"
             self._note = f"{self._note}; {told}" if self._note else told
         return ran.value
 
@@ -155,6 +220,11 @@ class Attempt:
             note=self._note,
             hedged=done.hedged,
         )
+
+
+def kilo_of(card: Card, inputs: Mapping[str, Part]) -> float:
+    """The size of rows for an extension, as for `LatencyProfile`."""
+    return sum([math.prod(inputs[port].shape) for port in card.free_ports if port in inputs]) / 1e3
 
 
 def may_be_one(token: Token, failure: Exception) -> bool:

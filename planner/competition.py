@@ -1,8 +1,9 @@
 """Competition: an urgent step that takes unusually long, and a fallback that is set beside it while there is time.
 
 Where less urgent requests wait for a step until its time is up and only then turn to a fallback, an urgent one keeps
-waiting and lets the fallback run too, at the last moment at which that can still be in time. Who is done first gives
-the rows, the other is cancelled. A budget keeps such steps a small share of the urgent ones.
+waiting, past its own share of the deadline, and lets the fallback run too, at the last moment at which that can still
+be in time. Who is done first gives the rows, the other is cancelled. A budget keeps such steps a small share of the
+urgent ones; where it is spent, urgent steps are like all others.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ URGENT = 2  # the least urgent priority of which steps may run in competition; 0
 
 SHARE = HedgeSettings(most_share=0.03, burst=10)  # of the urgent steps that could
 
+TICK_S = 1e-3  # timers are not finer
 
 Rows = TypeVar("Rows")
 
@@ -31,24 +33,49 @@ class Entrant(Generic[Rows]):
     run: Callable[[], Awaitable[Rows]]
 
 
+class Budget(Hedging):
+    """What is left for steps in competition."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more could run so now."""
+        return self._tokens >= 1.0
+
+
 class Competition:
     """Runs urgent steps, in competition where that helps and the budget allows it. Belongs to one event loop."""
 
     def __init__(self, settings: HedgeSettings = SHARE) -> None:
         """Of `settings` only `most_share` and `burst` count."""
-        self.budget = Hedging(settings)
+        self.budget = Budget(settings)
+
+    def wait_s(self, own: Card, rival: Card, n_rows: int, kilo: float, left_s: float) -> float | None:
+        """As `delay_s`, and None where the budget has no room."""
+        return delay_s(own, rival, n_rows, kilo, left_s) if self.budget.has_room else None
 
     async def between(
-        self, own: Entrant[Rows], rival: Entrant[Rows], n_rows: int, kilo: float, left_s: float
+        self,
+        own: Entrant[Rows],
+        rival: Entrant[Rows],
+        n_rows: int,
+        wait_s: float | None,
+        may_start: Callable[[], bool] = lambda: True,
+        refused: Callable[[], None] = lambda: None,
     ) -> Hedged[Rows]:
-        """Has `own` do the step, and `rival` too when there is no more time to wait. Raises the failure of `own`.
+        """Has `own` do the step, and `rival` too after `wait_s` (None: never). Raises the failure of `own`.
 
-        `left_s` is the time until the step has to be done, `kilo` as for `LatencyProfile`. See `hedged` for what holds
-        when this returns, raises or is cancelled.
+        When the time has come the budget is asked, and then `may_start`; `refused` hears that one of them said no. See
+        `hedged` for what holds when this returns, raises or is cancelled.
         """
+
+        def may_compete() -> bool:
+            may = self.budget.may_hedge() and may_start()
+            if not may:
+                refused()
+            return may
+
         started_s = perf_counter()
-        wait_s = delay_s(own.card, rival.card, n_rows, kilo, left_s)
-        ran = await hedged(own.run, rival.run, wait_s, self.budget.may_hedge)
+        ran = await hedged(own.run, rival.run, None if wait_s is None else max(wait_s, TICK_S), may_compete)
         self.budget.observe(own.card.id, n_rows, (perf_counter() - started_s) * 1e3)
         return ran
 

@@ -467,11 +467,13 @@ def _may_be_one(riders: Sequence[Rider], error: FenixError) -> bool:
 
 
 def _token_of(riders: Sequence[Rider]) -> Token:
-    """The group's own: as patient as the most patient rider. Class, user and tags are those of all of them."""
+    """The group's own: as patient as the most patient rider, and as sparing as the one who may spend least. Class, user
+    and tags are those of all of them."""
     first = riders[0].token
     patient = max((rider.token for rider in riders), key=lambda token: token.until_s)
     hard = all(rider.token.hard for rider in riders)
-    return Token(patient.until_s, first.priority, first.user, first.tags, hard, shared=True)
+    max_cost = min([rider.token.max_cost for rider in riders if rider.token.max_cost is not None], default=None)
+    return Token(patient.until_s, first.priority, first.user, first.tags, hard, shared=True, max_cost=max_cost)
 
 
 def _late() -> DeadlineExceeded:

@@ -195,6 +195,8 @@ class _Run:
             competition=self._dispatcher.competition if is_urgent else None,
             started_s=trip.started_s,
         )
+        if trip.token.max_cost is not None:
+            self._course.spare_cost = max(0.0, trip.token.max_cost * (1.0 + 1e-9) - plan.prediction.cost)
 
     async def walk(self) -> Plan | None:
         """Runs all steps that are not done. Gives the plan to turn to, where that came to be better on the way."""
@@ -291,6 +293,8 @@ class _Run:
     def turned_to(self, plan: Plan) -> _Run:
         """The same request on another plan, which takes over what both share; what it does not need is ended."""
         other = _Run(self._trip, plan)
+        if other._course.spare_cost is not None:
+            other._course.spare_cost = 0.0  # what this plan has begun is paid for as well
         for new, old in shared(self.plan, plan).items():
             result = self.done.get(old)
             if result is not None:
@@ -316,7 +320,8 @@ class _Run:
 
     async def judge_again(self, below: float) -> None:
         """Gets second opinions on the rows of the answer that are not sure enough, a little before the deadline."""
-        course = replace(self._course, token=early(self._token, self._loop.time()))
+        token = early(self._token, self._loop.time())
+        course = replace(self._course, token=token, is_last=False)  # what there is stays: no opinion is the last hope
         outputs = [output for output in self.plan.outputs if output.port not in self.missing]
         self.opinions = await second_opinions(self.plan, course, outputs, below)
 

@@ -1,9 +1,10 @@
 """Second opinions: rows of an answer that are not sure enough are given to the fallbacks of the step they come from.
 
 For requests that ask for a confidence (`Terms.min_confidence`): the fallbacks are asked in their order, best first, as
-long as there is time, each for the rows that are still unsure, and the surer answer is kept row by row. Confidences are
-compared after temperature scaling, for models differ in how much they claim. Only steps that nothing else of the plan
-builds on can have their rows replaced.
+long as there is time and `Terms.max_cost` leaves something to spend, each for the rows that are still unsure, and the
+surer answer is kept row by row. As there is an answer already, none of them is waited for much longer than it should
+take. Confidences are compared after temperature scaling, for models differ in how much they claim. Only steps that
+nothing else of the plan builds on can have their rows replaced.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.attempts import Attempt, Course
+from planner.attempts import Attempt, Course, kilo_of
 from planner.calibration import scaled_rows, temperature_of
 from planner.calls import Produced, local
-from planner.cards import ExtensionId
+from planner.cards import Card, ExtensionId
 from planner.errors import FenixError
 from planner.features import Array
 from planner.plans import NO_FLAGS, Binding, Plan, Step, StepId, StepRecord
 from planner.results import Index, Result, Results, least
+
+PATIENCE = 4.0  # how many times its predicted p99 an opinion is waited for
+LEAST_PATIENCE_MS = 50.0  # it may have to stand in a line first
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +90,31 @@ class _Asked:
     async def ask(self, extension: ExtensionId) -> None:
         """Asks an extension for the rows that are doubtful, and takes over those of which it is surer."""
         course, doubtful = self._course, self.doubtful()
-        if len(doubtful) == 0 or extension in self._heard or not self._is_worth_asking(extension, len(doubtful)):
+        if len(doubtful) == 0 or extension in self._heard:
+            return
+        card = self._worth_asking(extension, len(doubtful))
+        if card is None or not course.pays(card, len(doubtful)):
             return
         self._heard.add(extension)
         index = self._rows[doubtful]
         try:
             given = [(binding.port, await course.results.gather(binding, index)) for binding in self._step.inputs]
             inputs = await course.results.stack(self._step, given)
-            step = replace(self._step, extension=extension, fallbacks=())
+            p99_ms = card.profile.p99_ms(len(doubtful), kilo_of(card, inputs))
+            budget_ms = max(LEAST_PATIENCE_MS, PATIENCE * p99_ms)
+            step = replace(self._step, extension=extension, fallbacks=(), budget_ms=budget_ms)
             opinion = await Attempt(course, step, inputs, index).result(least([made.confidence for _, made in given]))
             await self._take_over(opinion, doubtful, extension)
         except FenixError:
             course.guilty.add(extension)
 
-    def _is_worth_asking(self, extension: ExtensionId, n_rows: int) -> bool:
-        """Whether it is healthy, did not fail this request, and is predicted to be in time."""
+    def _worth_asking(self, extension: ExtensionId, n_rows: int) -> Card | None:
+        """Its card, where it is healthy, did not fail this request, and is predicted to be in time."""
         course = self._course
         card = course.roster.card_of(extension)
         if card is None or extension in course.guilty or course.roster.is_ill(extension):
-            return False
-        return course.loop.time() + card.profile.p50_ms(n_rows) / 1e3 <= course.token.until_s
+            return None
+        return card if course.loop.time() + card.profile.p50_ms(n_rows) / 1e3 <= course.token.until_s else None
 
     async def _take_over(self, opinion: Result, doubtful: Index, extension: ExtensionId) -> None:
         """Puts the rows of which the opinion is surer in the place of those that there were."""

@@ -31,8 +31,8 @@ class Token:
     `rest_s` is what comes after the step it is at, as predicted: rows that would be done too late for that are dropped.
     `hard` says that `until_s` is the client's own deadline and not only our patience. `gone` is set when the client
     has left: nothing is started for the request from then on. `shared` says that the rows are those of several
-    requests, so that the rows of one may be what all of them fail for. `escort` hears where the rows wait. `partial`
-    and `min_confidence` are as in `Terms`.
+    requests, so that the rows of one may be what all of them fail for. `escort` hears where the rows wait. `partial`,
+    `min_confidence` and `max_cost` are as in `Terms`.
     """
 
     until_s: float
@@ -46,6 +46,7 @@ class Token:
     escort: Escort | None = None
     partial: bool = False
     min_confidence: float | None = None
+    max_cost: float | None = None
 
     @classmethod
     def of(cls, terms: Terms, now_s: float) -> Token:
@@ -54,6 +55,7 @@ class Token:
             token = cls(now_s + PATIENCE_S, terms.priority, terms.user, terms.tags)
         else:
             token = cls(now_s + terms.deadline_ms / 1e3, terms.priority, terms.user, terms.tags, hard=True)
+        token.max_cost = terms.max_cost
         if terms.alone:
             token.partial, token.min_confidence = terms.partial, terms.min_confidence
         return token

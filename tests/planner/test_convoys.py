@@ -620,6 +620,19 @@ def test_a_groups_token_is_as_patient_as_its_most_patient_rider() -> None:
     drive(scenario())
 
 
+def test_a_group_may_spend_what_its_most_sparing_rider_may() -> None:
+    async def scenario() -> None:
+        road = Road()
+        riders = [passenger(i) for i in range(3)]
+        riders[1].token.max_cost, riders[2].token.max_cost = 2.0, 1.5
+        board(road.convoy(), *riders)
+        board(road.convoy(), passenger(1), passenger(2))
+        await settle()
+        assert [token.max_cost for token in road.tokens] == [1.5, None]
+
+    drive(scenario())
+
+
 class Seen(Passenger):
     """A passenger of whom one can tell whether it is still remembered."""
 

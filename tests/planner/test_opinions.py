@@ -17,6 +17,7 @@ from planner.dispatch import Dispatcher
 from planner.errors import BadInput, BadTerms, ExtensionUnavailable
 from planner.features import Array
 from planner.goals import Terms
+from planner.opinions import LEAST_PATIENCE_MS, PATIENCE
 from planner.plans import REQUEST, Answer, Guard, Plan, StepId
 from planner.tokens import Token
 from tests.planner.doubles import Lines, Work, bind, card, failing, jump, plan_of, plus, step
@@ -38,14 +39,18 @@ def ask(
     cards: Sequence[Card] = (),
     lines: Lines | None = None,
     is_healthy: Callable[[str], bool] | None = None,
+    max_cost: float | None = None,
+    partial: bool = False,
+    alternatives: Sequence[Plan] = (),
 ) -> Answer:
     lines = lines or Lines()
     lines.work = work
     known = {c.id: c for c in map(card, work)} | {c.id: c for c in cards}
 
     async def scenario() -> Answer:
-        token = Token.of(Terms(deadline_ms, min_confidence=min_confidence), 0.0)
-        answer = await Dispatcher(lines, known.get, is_healthy=is_healthy).dispatch(plan, {"x": X}, token)
+        token = Token.of(Terms(deadline_ms, max_cost, min_confidence=min_confidence, partial=partial), 0.0)
+        made = Dispatcher(lines, known.get, is_healthy=is_healthy)
+        answer = await made.dispatch(plan, {"x": X}, token, alternatives)
         lines.ended_s = asyncio.get_running_loop().time()
         return answer
 
@@ -124,10 +129,84 @@ def test_a_fallback_that_is_ill_or_would_be_late_is_not_asked() -> None:
 def test_an_opinion_that_does_not_come_in_time_does_not_keep_the_answer() -> None:
     work = {"a": sure(10, 0.1, 0.9, 0.9), "b": sure(20, 1, 1, 1), "c": sure(30, 1, 1, 1)}
     lines = Lines(a=10.0, b=1_000.0)
-    answer = ask(work, ONE, deadline_ms=100.0, lines=lines)
+    usually_quick = card("b").but(profile=LatencyProfile(25.0))
+    answer = ask(work, ONE, deadline_ms=100.0, lines=lines, cards=[usually_quick])
     assert (values(answer), answer.flags) == ([11, 12, 13], {"unsure"})
     assert lines.when("c", "began") == []
     assert lines.ended_s == pytest.approx(0.095)
+
+
+@pytest.mark.parametrize("deadline_ms", [None, 10_000.0])
+def test_an_opinion_that_hangs_gives_way_to_the_next_after_a_few_times_what_it_should_take(
+    deadline_ms: float | None,
+) -> None:
+    work = {"a": sure(10, 0.1, 0.9, 0.9), "b": sure(20, 1, 1, 1), "c": sure(30, 1, 1, 1)}
+    lines = Lines(a=10.0, b=1e9)
+    sized = card("b").but(profile=LatencyProfile(10.0, 0.0, p99_ratio=3.0))
+    answer = ask(work, ONE, deadline_ms=deadline_ms, lines=lines, cards=[sized])
+    assert (values(answer), answer.flags) == ([31, 12, 13], {"fallback"})
+    assert lines.when("c", "began") == [10.0 + PATIENCE * 30.0]
+    lines = Lines(a=10.0, b=1e9, c=1e9)
+    answer = ask(work, ONE, deadline_ms=deadline_ms, lines=lines)
+    assert (values(answer), answer.flags) == ([11, 12, 13], {"unsure"})
+    assert lines.ended_s == pytest.approx(0.01 + 2 * LEAST_PATIENCE_MS / 1e3)
+
+
+def priced(**costs: float) -> list[Card]:
+    return [card(name).but(cost=cost) for name, cost in costs.items()]
+
+
+def costing(plan: Plan, cost: float) -> Plan:
+    return replace(plan, prediction=replace(plan.prediction, cost=cost))
+
+
+@pytest.mark.parametrize(
+    ("max_cost", "answers"),
+    [(None, ["a", "b", "c"]), (1.0, ["a"]), (1.3, ["a"]), (1.4, ["a", "b"]), (1.6, ["a", "b"]), (1.7, ["a", "b", "c"])],
+)
+def test_nobody_is_asked_whom_the_cost_does_not_leave_enough_for(max_cost: float | None, answers: list[str]) -> None:
+    work = {name: sure(10, 0.1, 0.9, 0.9) for name in "abc"}  # one row of three: a third of the cost
+    answer = ask(work, costing(ONE, 1.0), cards=priced(a=1.0, b=1.0, c=1.0), max_cost=max_cost)
+    assert [name[0] for name, _ in asked(answer)] == answers
+
+
+def test_a_cheaper_one_is_asked_where_a_dear_one_cannot_be_paid() -> None:
+    work = {"a": sure(10, 0.1, 0.9, 0.9), "b": sure(20, 1, 1, 1), "c": sure(30, 1, 1, 1)}
+    answer = ask(work, costing(ONE, 1.0), cards=priced(a=1.0, b=9.0, c=0.0), max_cost=1.0)
+    assert (values(answer), answer.flags) == ([31, 12, 13], {"fallback"})
+
+
+def test_what_a_dearer_stand_in_took_is_not_spent_again() -> None:
+    work = {"a": failing(ExtensionUnavailable("gone")), "b": sure(20, 0.1, 1, 1), "c": sure(30, 1, 1, 1)}
+    answer = ask(work, costing(ONE, 1.0), cards=priced(a=1.0, b=2.0, c=3.0), max_cost=2.5)
+    assert (values(answer), asked(answer)) == ([21, 22, 23], [("b@1", 3)])
+    answer = ask(work, costing(ONE, 1.0), cards=priced(a=1.0, b=2.0, c=3.0), max_cost=3.0)
+    assert (values(answer), asked(answer)) == ([31, 22, 23], [("b@1", 3), ("c@1", 1)])
+
+
+def test_who_came_to_another_plan_on_the_way_has_paid_for_what_the_first_one_began() -> None:
+    work = {"a": failing(ExtensionUnavailable("gone")), "b": sure(20, 0.1, 1, 1), "c": sure(30, 1, 1, 1)}
+    best, other = costing(plan_of(step(0, "a")), 1.0), costing(plan_of(step(0, "b", fallbacks=["c"]), id_="other"), 1.0)
+    cards = priced(a=1.0, b=1.0, c=1.0)
+    answer = ask(work, best, cards=cards, max_cost=2.0, alternatives=[other])
+    assert (values(answer), "unsure" in answer.flags) == ([21, 22, 23], True)
+    answer = ask(work, best, cards=cards, alternatives=[other])
+    assert (values(answer), "unsure" in answer.flags) == ([31, 22, 23], False)
+
+
+def test_an_answer_that_loses_an_output_at_the_end_is_not_judged_twice() -> None:
+    def wide(n: int, *confidence: float) -> Work:
+        return lambda rows: {"y": Produced(np.ones((len(confidence), n), np.float32), np.array(confidence, np.float32))}
+
+    request = bind("x", (REQUEST, "x"))
+    dear = step(1, "dear", request, guard=Guard(StepId(0), 0.5))
+    best = plan_of(step(0, "cheap"), dear, step(2, "a", request, fallbacks=["b"]))
+    best = replace(best, outputs=(bind("label", (0, "y"), (1, "y")), bind("y", (2, "y"))))
+    work = {"a": sure(10, 0.5, 1, 1), "b": sure(20, 0.2, 1, 1), "cheap": wide(3, 0.1, 1, 1), "dear": wide(4, 1)}
+    lines = Lines()
+    answer = ask(work, best, lines=lines, partial=True)
+    assert (answer.missing.keys(), values(answer)) == ({"label"}, [11, 12, 13])
+    assert len(lines.when("b", "began")) == 1
 
 
 def test_the_answer_of_a_less_accurate_fallback_is_degraded() -> None:

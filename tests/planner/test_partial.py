@@ -125,6 +125,16 @@ def test_steps_that_only_lost_outputs_need_are_ended_or_never_begun() -> None:
     assert lines.when("c", "done") == [5.0]
 
 
+def test_an_answer_that_gave_up_an_output_keeps_to_its_plan() -> None:
+    first, failed, third = on_request(0, "a"), on_request(1, "b"), on_request(2, "c", fallbacks=["spare"])
+    best = plan(first, failed, third, replace(step(3, "e"), p50_ms=95.0), left=0, right=1, third=3)
+    # It has what is missing and would be quicker, and all that failed in it has a stand-in by then.
+    other = plan(first, on_request(1, "d"), third, step(3, "quick"), id_="other", left=0, right=1, third=3)
+    lines = failing_lines("b", "c", b=5.0, c=1.0, spare=9.0, e=20.0)
+    answer = ask(lines, best, [other], deadline_ms=100.0)
+    assert (answer.plan.id, answer.missing, set(answer.outputs)) == ("plan", {"right": "gone"}, {"left", "third"})
+
+
 def test_the_first_reason_is_told_for_each_missing_output() -> None:
     lines = Lines(b=1.0, c=2.0)
     lines.failures = {"b": ExtensionRaised("b raised"), "c": ExtensionRaised("c raised")}

@@ -12,7 +12,8 @@ def test_a_token_carries_the_terms_and_the_deadline_in_seconds_of_the_event_loop
     assert not token.partial
     assert Token.of(Terms(deadline_ms=250.0, partial=True), now_s=10.0).partial
     assert Token.of(Terms(partial=True), now_s=10.0).partial
-    assert token.min_confidence is None
+    assert (token.min_confidence, token.max_cost) == (None, None)
+    assert Token.of(Terms(max_cost=2.0), now_s=10.0).max_cost == 2.0
     assert Token.of(Terms(min_confidence=0.5), now_s=10.0).min_confidence == 0.5
 
 
