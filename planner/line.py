@@ -25,7 +25,6 @@ from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from itertools import islice
 from typing import Generic, Self, TypeVar
 
 from planner.tokens import Token
@@ -33,7 +32,7 @@ from planner.tokens import Token
 AGING_S = 1.0  # per step of priority
 FAR_S = 5.0
 LOOK_PAST = 128  # requests of another kind, in the search for rows that fit a batch
-LOOK_AROUND = 4  # times the rows of a batch: requests of a user, in the search for similar ones
+LOOK_AROUND = 12  # per row of a batch: requests of all users together, in the search for similar ones
 MOST_PASSED = 4  # batches
 SOON_RUNS = 3  # due within so many runs of a batch is soon
 KEPT_FREE = 0.05  # of the line, per step of priority
@@ -162,7 +161,7 @@ class Line(Generic[P]):
                 break
             else:
                 if is_choice and not batch and place.size:
-                    similar = _Similar(place, now_s + SOON_RUNS * run_s, LOOK_AROUND * n_rows)
+                    similar = _Similar(place, now_s + SOON_RUNS * run_s, n_rows)
                 batch.append(place)
                 rows += place.n_rows
                 self._classes[place.token.priority].charge(place)
@@ -240,32 +239,34 @@ class _Flow(Generic[P]):
 class _Similar(Generic[P]):
     """The choice of company for the first request of a batch."""
 
-    def __init__(self, first: P, soon_s: float, look_around: int) -> None:
-        """What is due before `soon_s` goes in its turn. Of a user, `look_around` requests are looked at."""
-        self._first = first
+    def __init__(self, first: P, soon_s: float, n_rows: int) -> None:
+        """What is due before `soon_s` goes in its turn. The batch takes `n_rows`; of all users together `LOOK_AROUND`
+        times as many requests are looked at."""
+        self._kind, self._size = first.kind, first.size
         self._soon_s = soon_s
-        self._look_around = look_around
-        self._nearest: dict[_Flow[P], list[P]] = {}  # the most similar last
+        self._most = self._left = LOOK_AROUND * n_rows
+        self._nearest: dict[_Flow[P], list[tuple[float, tuple[float, int, P]]]] = {}  # the most similar last
 
-    def of(self, flow: _Flow[P]) -> P:
-        """The request that a user whose turn it is should send."""
+    def of(self, flow: _Flow[P], share: float) -> P:
+        """The request that a user whose turn it is should send; `share` of the rows in its class are that user's."""
         head, nearest = flow.head(), self._nearest.get(flow)
         if nearest is None:
-            nearest = self._nearest[flow] = self._sorted(flow)
+            nearest = self._nearest[flow] = self._look(flow, max(LOOK_AROUND, int(share * self._most)))
             head.passed += 1
         if head.passed > MOST_PASSED or head.until_s < self._soon_s:
             return head
         while nearest:
-            place = nearest.pop()
+            place = nearest.pop()[1][2]
             if place.waiting:
                 return place
         return head
 
-    def _sorted(self, flow: _Flow[P]) -> list[P]:
-        first = self._first
-        waiting = islice((place for _, _, place in flow.heap if place.waiting), self._look_around)
-        found = [place for place in waiting if place.kind == first.kind]
-        found.sort(key=lambda place: (-abs(place.size - first.size), -place.due_s, -place.number))
+    def _look(self, flow: _Flow[P], most: int) -> list[tuple[float, tuple[float, int, P]]]:
+        entries = flow.heap[: min(most, self._left)]
+        self._left -= len(entries)
+        kind, size = self._kind, self._size
+        found = [(abs(entry[2].size - size), entry) for entry in entries if entry[2].waiting and entry[2].kind == kind]
+        found.sort(reverse=True)
         return found
 
 
@@ -319,7 +320,7 @@ class _Class(Generic[P]):
         if not flow.n_places:
             self._end(flow)
             return
-        if len(flow.heap) > 2 * flow.n_places + 64:
+        if 2 * len(flow.heap) > 3 * flow.n_places + 32:  # more often than others: what has left is looked at too
             flow.heap = [e for e in flow.heap if e[2].waiting]
             heapify(flow.heap)
         if len(self._flows) > 1:
@@ -329,7 +330,8 @@ class _Class(Generic[P]):
         """Takes out the next: the earliest due of the users who may go, or what its user should rather send."""
         place = self._fair_head() if len(self._flows) > 1 else self._lone_flow().head()
         if similar is not None:
-            place = similar.of(self._flows[place.token.user])
+            flow = self._flows[place.token.user]
+            place = similar.of(flow, flow.weight / self._weight)
         self.remove(place)
         return place
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -227,6 +228,39 @@ def test_batches_of_similar_rows_cost_far_less_padding(kind: str, users: str) ->
         assert looking - least <= 0.45 * (blind - least)
 
 
+class Watched(Place):
+    """Counts how often the size of any of them is looked at."""
+
+    n_looks = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "size":
+            Watched.n_looks += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("n_users", [1, 2, 10, 50, 200])
+@pytest.mark.parametrize(("n_rows", "weight"), [(1, 1.0), (8, 1.0), (64, 1.0), (64, 1000.0)])
+def test_few_places_are_looked_at_for_a_batch_however_many_users_wait(n_users: int, n_rows: int, weight: float) -> None:
+    queue, rng = line(weights={"u0": weight}), random.Random(n_users)
+    for i in range(4000):
+        token = Token(1e9, 5, f"u{i % n_users}")
+        queue.push(Watched(token, 1, 0, 1e9, "", size=rng.lognormvariate(5.0, 1.0)), 0.0)
+    for _ in range(20):
+        Watched.n_looks = 0
+        assert len(queue.take(n_rows, 0.0).batch) == n_rows
+        assert Watched.n_looks <= LOOK_AROUND * n_rows + 2  # and that of the first
+
+
+def test_every_user_gets_a_share_of_the_search() -> None:
+    queue = line()
+    for i in range(500):
+        for user in "ab":
+            queue.push(place(1.0 + i, user=user, size=1.0 if 20 <= i < 30 else 900.0), 0.0)
+    queue.push(place(0.5, user="a", size=1.0), 0.0)
+    assert [item.size for item in queue.take(8, 0.0).batch] == [1.0] * 8
+
+
 def test_who_is_first_and_what_is_due_soon_is_no_matter_of_size() -> None:
     queue = line()
     for until_s, size in [(1.0, 10.0), (1.1, 10.5), (1.1, 500.0), (9.0, 11.0), (2.0, 90.0), (3.0, 9.0), (4.0, 30.0)]:
@@ -284,7 +318,7 @@ def test_whose_turn_never_comes_first_is_passed_over_a_few_times_at_most() -> No
     queue = line()
     long = place(50.0, user="b", size=1000.0)
     queue.push(long, 0.0)
-    for _ in range(50 * LOOK_AROUND):
+    for _ in range(600):
         queue.push(place(55.0, user="b", size=1.0), 0.0)
     batches = 0
     while long.waiting:
