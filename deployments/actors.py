@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 import ray
@@ -25,6 +27,40 @@ def start_actor(kind: type, name: str, *arguments: Any, max_concurrency: int = 1
     ).remote(*arguments)
 
 
+class _Lookups:
+    """Looks for actors by name. That asks Ray's head, and blocks while it is away, for longer than anybody waits: so
+    each lookup has a daemon thread of its own, which keeps neither the process nor the threads of others, and who asks
+    for a name that is being looked for waits for the same lookup."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: dict[str, Future[Any]] = {}
+
+    def of(self, name: str) -> Future[Any]:
+        with self._lock:
+            found = self._pending.get(name)
+            if found is None:
+                found = self._pending[name] = Future()
+                found.set_running_or_notify_cancel()  # whoever gives up does not cancel it for the others
+                threading.Thread(target=self._look, args=(name, found), name=f"look for {name}", daemon=True).start()
+        return found
+
+    def _look(self, name: str, found: Future[Any]) -> None:
+        try:
+            actor, error = ray.get_actor(name, NAMESPACE), None
+        except Exception as failure:
+            actor, error = None, failure
+        with self._lock:
+            del self._pending[name]
+        if error is None:
+            found.set_result(actor)
+        else:
+            found.set_exception(error)
+
+
+_LOOKUPS = _Lookups()
+
+
 class ActorHandle:
     """An actor by its name. A call is made once: trying again is the caller's."""
 
@@ -38,8 +74,8 @@ class ActorHandle:
         """What the method returns. Raises ClusterDown when the actor does not answer in time."""
         try:
             async with asyncio.timeout(timeout_s):
-                if self._actor is None:  # on a thread: it asks Ray's head, and blocks while that is away
-                    self._actor = await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
+                if self._actor is None:
+                    self._actor = await asyncio.wrap_future(_LOOKUPS.of(self._name))
                 return await getattr(self._actor, method).remote(*arguments)
         except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
             self._actor = None
