@@ -6,15 +6,20 @@ Sources: Nygard 2007, Release It!, ch. 5; Envoy's documentation, "Outlier detect
 out that grows with repeats, and the bound on how many may be out at once.
 
 A call that raised, or gave broken output, says little by itself: the fault may lie in the rows, and whoever sends rows
-that an extension cannot bear must not take it away from the others. So these count on their own, one per request: a
+that an extension cannot bear should not take it away from the others. So these count on their own, one per request: a
 group of requests that fails is split, and what counts is the request that is left. Such a breaker opens when nobody
-speaks for the extension any more: its last `in_a_row` calls raised, and either they are those of as many users, or
+speaks for the extension any more: its last `in_a_row` calls raised, and
 
-- no user who is not among them had a success in the last `trust_s`,
+- no user for whom none of them was had a success in the last `trust_s`,
 - nobody at all had one in the last `window_s`, here or, as its replicas tell, elsewhere.
 
-Requests without a user are those of one user, as they cannot be told apart. Half-open, a call that raised gives its
-probe back, and the same rule decides whether it opens again; successes close it, whatever raises in between.
+Nobody vouches for the names of users, and so no number of them opens it while somebody else's success is younger than
+that. This holds for as long as others use the extension: one that nobody else has used for `trust_s` is let alone after
+`in_a_row` bad calls of a single client, who can keep it so until a probe of somebody else succeeds. Requests without a
+user are those of one user, as they cannot be told apart: there, `window_s` after the last success is enough.
+
+Half-open, a call that raised gives its probe back, and the same rule decides whether it opens again; successes close
+it, whatever raises in between.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from planner.cards import ExtensionId
 from planner.envelopes import Envelope, Tally, Window
 
 State = Literal["closed", "open", "half-open"]
+MOST_USERS = 64  # whose last success is known by name, per extension
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +93,9 @@ class _Breaker:
     why: str = ""
     in_a_row: int = 0
     n_raised: int = 0  # calls in a row, since it opened
-    raised_for: set[str] = field(default_factory=set)  # whose, since the last success; enough of them
+    raised_for: set[str] = field(default_factory=set)  # whose, since the last success; of those in `good_s`
     good_s: dict[str, float] = field(default_factory=dict)  # users' last successes, of the latest users, in order
+    forgotten_s: float = -math.inf  # the last success of those who are no longer there
     n_trips: int = 0
     until_s: float = 0.0  # open until
     since_s: float = -math.inf  # in this state
@@ -140,8 +147,8 @@ class Breakers:
         breaker.raised_for.clear()
         breaker.good_s.pop(user, None)
         breaker.good_s[user] = now_s
-        if len(breaker.good_s) > self._settings.in_a_row:
-            del breaker.good_s[next(iter(breaker.good_s))]
+        if len(breaker.good_s) > MOST_USERS:
+            breaker.forgotten_s = breaker.good_s.pop(next(iter(breaker.good_s)))
         if breaker.state == "half-open":
             breaker.n_good += 1
             if breaker.n_good >= self._settings.probes:
@@ -171,7 +178,7 @@ class Breakers:
         if not self._counts(breaker, now_s, took_ms):
             return
         breaker.n_raised += 1
-        if len(breaker.raised_for) < self._settings.in_a_row:
+        if user in breaker.good_s:
             breaker.raised_for.add(user)
         if breaker.n_raised >= self._settings.in_a_row and not self._has_a_friend(extension, breaker, now_s):
             self._open(breaker, now_s, f"its last {breaker.n_raised} calls raised, and nobody's succeed")
@@ -257,16 +264,14 @@ class Breakers:
             self._open(breaker, now_s, f"{calls.n_failed} of {calls.n_calls} calls failed")
 
     def _has_a_friend(self, extension: ExtensionId, breaker: _Breaker, now_s: float) -> bool:
-        """Whether anybody speaks for an extension that keeps raising. Of the users with a success only the latest are
-        known, one more than can be among those for whom it raised: enough to find one who is not."""
-        settings, raised_for = self._settings, breaker.raised_for
-        if len(raised_for) >= settings.in_a_row:
-            return False
+        """Whether anybody speaks for an extension that keeps raising. Whose success is forgotten counts as somebody
+        for whom it does not raise, so that a client who invents users cannot make the others forgotten and open it."""
+        settings = self._settings
         seen = self._seen.get(extension)
         if seen is not None and seen.n_failed < seen.n_calls:
             return True
-        return any(
-            now_s - at_s < (settings.window_s if user in raised_for else settings.trust_s)
+        return now_s - breaker.forgotten_s < settings.trust_s or any(
+            now_s - at_s < (settings.window_s if user in breaker.raised_for else settings.trust_s)
             for user, at_s in breaker.good_s.items()
         )
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.breakers import Breakers, BreakerSettings
+from planner.breakers import MOST_USERS, Breakers, BreakerSettings
 from planner.cards import ExtensionId
 from planner.envelopes import Envelope
 
@@ -173,6 +173,18 @@ def test_what_replicas_say_of_themselves_opens_it_too_and_not_again_by_the_same_
     assert not breakers.allows(A, 62.0)
 
 
+def test_after_it_closed_what_replicas_say_counts_once_calls_from_before_have_left_their_windows() -> None:
+    breakers = broken(replace(PLAIN, trust_s=5.0))
+    for _ in range(3):
+        assert breakers.allows(A, 1.0)
+        breakers.succeeded(A, 1.0, 0.0)
+    told = {A: Envelope(A, "", 0.0, n_calls=40, n_failed=40)}
+    breakers.observe(told, 20.9)
+    assert breakers.allows(A, 20.9)
+    breakers.observe(told, 21.1)
+    assert not breakers.allows(A, 21.1)
+
+
 def test_who_had_a_success_here_knows_better_than_replicas_that_only_fail() -> None:
     breakers = made()
     told = {A: Envelope(A, "", 0.0, n_calls=40, n_failed=40)}
@@ -233,24 +245,41 @@ def test_an_extension_that_raises_and_never_did_anything_else_opens_it() -> None
     assert standing.why == "its last 5 calls raised, and nobody's succeed"
 
 
-def test_as_many_users_in_a_row_open_it_at_once_and_fewer_when_the_last_success_is_long_past() -> None:
-    many = made()
-    for user in "abcdef":
-        many.succeeded(A, 10.0, 1.0, user=user)
-    for user in "abcd":
-        many.raised(A, 11.0, 1.0, user)
-    assert many.allows(A, 11.0)
-    many.raised(A, 11.0, 1.0, "e")
-    assert not many.allows(A, 11.0)
-    two = made()
+def test_no_number_of_users_opens_it_while_the_success_of_another_is_young() -> None:
+    breakers = made()
+    breakers.succeeded(A, 100.0, 1.0, user="ben")
+    for i in range(200):
+        breakers.raised(A, 100.1, 1.0, f"user {i}")
+    breakers.raised(A, 159.9, 1.0, "ann")
+    assert breakers.allows(A, 159.9)
+    breakers.raised(A, 160.1, 1.0, "ann")
+    assert not breakers.allows(A, 160.1)
+
+
+def test_who_invents_users_cannot_make_the_success_of_another_forgotten() -> None:
+    breakers = made()
+    breakers.succeeded(A, 100.0, 1.0, user="ben")
+    invented = [f"user {i}" for i in range(MOST_USERS)]
+    for user in invented:
+        breakers.succeeded(A, 100.1, 1.0, user=user)
+    for at_s, opens in ((101.0, False), (159.9, False), (160.1, True)):
+        for user in invented:
+            breakers.raised(A, at_s, 1.0, user)
+        assert (breakers.state(A, at_s) == "open") == opens
+
+
+def test_once_it_raises_for_all_who_had_a_success_the_last_of_these_counts_for_a_shorter_time() -> None:
+    breakers = made()
     for user in "ab":
-        two.succeeded(A, 10.0, 1.0, user=user)
-        raise_for(two, user, 10, 11.0)
-        two.succeeded(A, 12.0, 1.0, user="a")
-    raise_for(two, "a", 10, 21.9)
-    assert two.allows(A, 21.9)
-    raise_for(two, "b", 1, 22.1)
-    assert not two.allows(A, 22.1)
+        breakers.succeeded(A, 10.0, 1.0, user=user)
+        raise_for(breakers, user, 10, 11.0)
+        breakers.succeeded(A, 12.0, 1.0, user="a")
+    raise_for(breakers, "a", 10, 21.9)
+    assert breakers.allows(A, 21.9)
+    raise_for(breakers, "a", 10, 22.1)
+    assert breakers.allows(A, 22.1)
+    raise_for(breakers, "b", 1, 22.1)
+    assert not breakers.allows(A, 22.1)
 
 
 def test_another_user_speaks_for_it_longer_than_those_for_whom_it_raises() -> None:
@@ -362,7 +391,6 @@ def test_an_extension_that_raises_for_everybody_is_let_alone_soon_and_comes_back
         if breakers.state(A, now_s) == "open":
             break
         if len(callers) >= PLAIN.in_a_row:
-            assert len(set(callers)) < PLAIN.in_a_row
             assert not all_called
             assert now_s - begun_s < PLAIN.trust_s
     # It is well again: half-open, a few calls are let through, and close it.
