@@ -129,8 +129,11 @@ class Batcher:
         policy: BatchPolicy,
         free_ports: Sequence[str] = (),
         weight_of: WeightOf = lambda user: 1.0,
+        repeats: bool = True,
     ) -> None:
+        """`repeats`: whether the same rows may be sent a second time although the first call may have run."""
         self._extension = extension
+        self._repeats = repeats
         self._free_ports = free_ports
         self._calls = calls
         self._limits = limits
@@ -369,14 +372,14 @@ class Batcher:
                 _fail(some.request, self._late(some.request) if late else failure)
 
     async def _infer(self, parts: Parts, timeout_s: float) -> Ran:
-        """Calls the extension; where its replica dies under the call and there are others, once more: an extension is
-        a function of its rows. Not more often, as it may have died of these rows."""
+        """Calls the extension; where its replica dies under the call and there are others, once more, if it is a
+        function of its rows. Not more often, as it may have died of these rows."""
         until_s = self._loop.time() + timeout_s
         try:
             return await self._calls.infer(self._extension, parts, timeout_s)
         except ExtensionUnavailable:
             left_s = until_s - self._loop.time() - AGAIN_AFTER_S
-            if self._n_slots == 1 or left_s <= 0.0:
+            if self._n_slots == 1 or left_s <= 0.0 or not self._repeats:
                 raise
             await asyncio.sleep(AGAIN_AFTER_S)
             return await self._calls.infer(self._extension, parts, left_s)
@@ -566,7 +569,14 @@ class Batchers:
             limits = BatchLimits(max_rows=card.resources.max_batch_rows, max_in_flight=slots)
             policy = self._policy_of(card)
             batcher = self._by_extension[card.id] = Batcher(
-                card.id, self._calls, limits, self._observe, policy, card.free_ports, self._weight_of
+                card.id,
+                self._calls,
+                limits,
+                self._observe,
+                policy,
+                card.free_ports,
+                self._weight_of,
+                card.deterministic,
             )
             batcher.hear(self._fares.get(card.id))
         return batcher

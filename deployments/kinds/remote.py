@@ -1,7 +1,7 @@
 """A model of another Open Inference server as an extension: Triton, KServe, MLServer, or another Fenix cluster.
 
 The server's metadata types the ports; what the tensors *mean* it does not say, so the operator gives the semantic
-types. Nothing is tried twice: whether to try again, and where, is for the dispatcher to decide.
+types. Nothing is tried twice from here: whether to try again, and where, is for the gateway to decide.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ _IDLE_S = 4.0
 class RemoteExtension(Extension):
     """Options: `types` gives a semantic type per tensor (`{"image": "image/digit"}`); `confidence` names an output
     tensor (n_rows,) that says how sure the model is (`digit.confidence` of a Fenix server); `timeout_s` bounds one
-    call; `binary: false` for an HTTP server that only knows JSON; `deterministic: false` for a model that is not.
+    call; `binary: false` for an HTTP server that only knows JSON; `deterministic: false` for a model that is not, and
+    for one that is paid by the call or has effects: otherwise, where it has two replicas or more, the same rows may be
+    sent a second time while the first call may have run.
 
     Raises BadCard for an address or types that do not fit, ExtensionUnavailable when the server does not answer.
     """

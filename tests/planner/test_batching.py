@@ -9,7 +9,7 @@ import pytest
 
 from planner.batching import AGAIN_AFTER_S, Batcher, Batchers, BatchLimits, Done
 from planner.calls import Parts, Produced, Ran
-from planner.cards import ExtensionId
+from planner.cards import ExtensionId, Resources
 from planner.envelopes import Envelope
 from planner.errors import (
     BadInput,
@@ -647,6 +647,22 @@ def test_a_call_whose_replica_died_is_sent_once_more_where_there_are_others(
             with pytest.raises(ExtensionUnavailable):
                 await submit(queue, 1.0)
         assert len(calls.batches) == tries
+
+    asyncio.run(scenario())
+
+
+def test_what_is_no_function_of_its_rows_is_not_sent_them_again() -> None:
+    async def scenario() -> None:
+        for deterministic in (True, False):
+            calls = Dying(1)
+            several = card("plus").but(deterministic=deterministic, resources=Resources(max_replicas=2))
+            queue = Batchers(calls).of(several)
+            if deterministic:
+                assert await submit(queue, 1.0) == [2.0]
+            else:
+                with pytest.raises(ExtensionUnavailable):
+                    await submit(queue, 1.0)
+            assert len(calls.batches) == 1 + deterministic
 
     asyncio.run(scenario())
 
