@@ -25,6 +25,7 @@ from deployments.extension import Extension
 from planner.cards import Resources
 from planner.features import Array, Feature
 from tests.benchmarks.load import DIGITS, Load, Spread, ratio, wrk
+from tests.benchmarks.own_cluster import own_cluster
 
 N_REPLICAS, N_CONNECTIONS = 3, 2
 CALL_S, STALL_S, EVERY = 0.01, 0.3, 100
@@ -84,35 +85,21 @@ def n_calls(folder: Path, case: str) -> int:
 def run(arm: str, seconds: float, report: Callable[[str], None]) -> dict[str, Seen]:
     """Both cases on a cluster of their own."""
     router, share = ARMS[arm]
-    with tempfile.TemporaryDirectory(prefix="fenix-hedging-") as folder:
-        state, counts = Path(folder) / "state", Path(folder) / "counts"
-        counts.mkdir()
-        overrides = {
-            "import_paths": [str(Path(__file__).parents[2])],
-            "gateway.hedge_share": share,
-            "fusion.enabled": False,
-        }
-        settings = lifecycle.private_settings(state, overrides)
-        lifecycle.up(settings, report)
-        try:
-            with lifecycle.connected(settings):
-                from deployments import applications
-                from deployments.deployer import deploy
-                from deployments.loading import describe
+    overrides = {"gateway.hedge_share": share, "fusion.enabled": False}
+    with tempfile.TemporaryDirectory() as folder, own_cluster([], [], overrides, report) as settings:
+        from deployments import applications
+        from deployments.deployer import deploy
+        from deployments.loading import describe
 
-                cards = [
-                    describe("tests.benchmarks.bench_hedging:Waits", {"case": case, "folder": str(counts)})
-                    for case in CASES
-                ]
-                applications.ROUTER = router
-                deploy(cards, [], lifecycle.installation(settings), report)
-            return {case: load(settings.http_url, case, counts, seconds) for case in CASES}
-        finally:
-            lifecycle.down(settings, report)
+        counts = Path(folder)
+        applications.ROUTER = router
+        cards = [describe("tests.benchmarks.bench_hedging:Waits", {"case": case, "folder": folder}) for case in CASES]
+        deploy(cards, [], lifecycle.installation(settings), report)
+        return {case: load(settings.http_url, case, counts, seconds) for case in CASES}
 
 
 def load(url: str, case: str, counts: Path, seconds: float) -> Seen:
-    """Loads one case, after a second of warming up in which the gateway learns what calls take."""
+    """Loads one case, after two seconds of warming up in which the gateway learns what calls take."""
     body = f'{{"inputs":[{{"name":"x","shape":[1,1],"datatype":"FP32","data":[3.{DIGITS}]}}]}}'.encode()
     target = f"{url}/v2/models/waits-{case}/infer"
     wrk(target, [body], N_CONNECTIONS, 2.0)
