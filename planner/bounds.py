@@ -1,6 +1,6 @@
 """What any plan must pay at least, per need and per card: the bounds that guide the search.
 
-The settling of prices is compiled by numba: over 100,000 extensions it takes about 14 ms. It is compiled when this
+The settling of prices is compiled by numba: over 100,000 extensions it takes about 12 ms. It is compiled when this
 module is first imported after an installation and cached from then on.
 """
 
@@ -15,6 +15,7 @@ from numba import njit
 from planner.index import Bools, Floats, Index, Ints, Narrow
 
 N_BUCKETS = 16_384
+FEW = 64  # needs of a bucket that are sorted by insertion; a heap takes the others
 SPAN = 20.0  # how far the buckets reach, in mean weights; what is dearer shares the last one
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -98,7 +99,8 @@ def _settle(
 
     Needs are settled in the order of their prices, as by Dijkstra, and a card is priced when the last of its needs is,
     which is its dearest: Knuth 1977, Information Processing Letters 6. What is not due yet waits unsorted in buckets
-    of equal width, and only the bucket at hand is a heap: with 100,000 cards that saves a third of the time.
+    of equal width. Of the bucket at hand the first few are sorted by insertion and the others, like what falls due
+    while it is being settled, go to a heap: with 100,000 cards that takes half the time of one large heap.
     """
     lacking = n_needs_of_card.copy()
     cheapest = np.full(len(needs_of_out_ptr) - 1, np.inf)  # per out
@@ -110,31 +112,45 @@ def _settle(
     heap_prices, heap_needs, n_heap = np.empty(room), np.empty(room, np.int32), 0
     first = np.full(n_buckets, -1, np.int32)  # linked lists of entries
     entry_need, entry_next, n_entries = np.empty(room, np.int32), np.empty(room, np.int32), 0
+    few, n_few, at = np.empty(FEW, np.int32), 0, 0  # sorted, settled up to `at`
     for need in given:
         h[need] = 0.0
         _push(heap_prices, heap_needs, n_heap, 0.0, need)
         n_heap += 1
     bucket = 0
     while True:
-        if n_heap == 0:
+        if n_heap == 0 and at == n_few:
             bucket += 1
             while bucket < n_buckets and first[bucket] < 0:
                 bucket += 1
             if bucket >= n_buckets:
                 return
-            entry = first[bucket]
+            n_few, at, entry = 0, 0, first[bucket]
             while entry >= 0:
                 need = entry_need[entry]
                 if not settled[need]:
-                    _push(heap_prices, heap_needs, n_heap, h[need], need)
-                    n_heap += 1
+                    if n_few < FEW:
+                        hole = n_few
+                        while hole > 0 and h[few[hole - 1]] > h[need]:
+                            few[hole] = few[hole - 1]
+                            hole -= 1
+                        few[hole] = need
+                        n_few += 1
+                    else:
+                        _push(heap_prices, heap_needs, n_heap, h[need], need)
+                        n_heap += 1
                 entry = entry_next[entry]
             continue
-        price, need = heap_prices[0], heap_needs[0]
-        _pop(heap_prices, heap_needs, n_heap)
-        n_heap -= 1
+        if at < n_few and (n_heap == 0 or h[few[at]] <= heap_prices[0]):
+            need = few[at]
+            at += 1
+        else:
+            need = heap_needs[0]
+            _pop(heap_prices, heap_needs, n_heap)
+            n_heap -= 1
         if settled[need]:
             continue
+        price = h[need]
         settled[need] = True
         for i in range(cards_of_need_ptr[need], cards_of_need_ptr[need + 1]):
             card = cards_of_need[i]
