@@ -55,3 +55,24 @@ class ArtifactRefused(FenixError):
 
     status = 422
     grpc_status = "FAILED_PRECONDITION"
+
+
+class FeedbackRefused(FenixError):
+    """Feedback that is malformed, or cannot be held against the answer. HTTP 400, gRPC INVALID_ARGUMENT."""
+
+    status = 400
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class NotYourRequest(FenixError):
+    """Feedback in the name of another user than the request's. HTTP 403, gRPC PERMISSION_DENIED."""
+
+    status = 403
+    grpc_status = "PERMISSION_DENIED"
+
+
+class RequestNotFound(FenixError):
+    """The journal has no request of that trace id: unknown, not yet written, or forgotten. HTTP 404, gRPC NOT_FOUND."""
+
+    status = 404
+    grpc_status = "NOT_FOUND"

@@ -4,6 +4,9 @@ FenixError                         500  INTERNAL             (lineage/errors.py)
 ├── StoreUnavailable               503  UNAVAILABLE          (lineage/errors.py)
 ├── ModelNotFound                  404  NOT_FOUND            (lineage/errors.py)
 ├── ArtifactRefused                422  FAILED_PRECONDITION  (lineage/errors.py)
+├── FeedbackRefused                400  INVALID_ARGUMENT     (lineage/errors.py)
+├── NotYourRequest                 403  PERMISSION_DENIED    (lineage/errors.py)
+├── RequestNotFound                404  NOT_FOUND            (lineage/errors.py)
 ├── BadRequest                     400  INVALID_ARGUMENT     the client sent something wrong
 │   ├── BadInput                   400                       an input tensor: name, type, shape or value
 │   ├── BadTerms                   400                       terms that are unknown, ill-typed or contradictory
@@ -34,7 +37,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from lineage.errors import ArtifactRefused, FenixError, ModelNotFound, StoreUnavailable
+from lineage.errors import (
+    ArtifactRefused,
+    FeedbackRefused,
+    FenixError,
+    ModelNotFound,
+    NotYourRequest,
+    RequestNotFound,
+    StoreUnavailable,
+)
 
 __all__ = [
     "ArtifactRefused",
@@ -52,11 +63,14 @@ __all__ = [
     "ExtensionRaised",
     "ExtensionTimeout",
     "ExtensionUnavailable",
+    "FeedbackRefused",
     "FenixError",
     "ModelNotFound",
     "NoPlan",
     "NotFound",
+    "NotYourRequest",
     "Overloaded",
+    "RequestNotFound",
     "ShareExceeded",
     "StepFailed",
     "StoreUnavailable",

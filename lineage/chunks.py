@@ -1,0 +1,611 @@
+"""Chunks of the journal: some thousands of outcomes as one piece of bytes, column by column.
+
+A gateway answers thousands of requests a second, so nothing is made per request: it hands a `ChunkBuilder` one group at
+a time, by reference, and `encode` does all the rest, on a thread. A chunk is a head with its range of numbers and times
+and a checksum; then, compressed, a header in JSON and the little-endian bytes of all arrays that become smaller; then
+those of the others. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+
+from lineage.outcomes import RUN, Array, Group, Kept, Outcome, Setting, StepTimes, trace_id_of
+
+MOST_OUTPUT_BYTES = 256  # of one row of an output that is kept in full
+MOST_INPUT_BYTES = 65_536  # of one row of an input that is kept
+MOST_GROUP_BYTES = 1 << 20  # of one output or input of a whole group that is kept in full
+MOST_RAW_BYTES = 1 << 28  # of a chunk, decompressed
+MOST_SEQ = (1 << 48) - 1
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class BrokenChunk(ValueError):
+    """Bytes that are not a chunk of the journal, or not a whole one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHead:
+    """What a chunk says of itself without being decoded. The numbers and times are the least and the greatest in it."""
+
+    run: str
+    first_seq: int
+    last_seq: int
+    from_s: float
+    to_s: float
+    n_requests: int
+
+
+# waited_ms, ran_ms, took_ms, batch_rows
+StepNumbers = tuple[float, float, float, int]
+_Given = tuple[
+    Setting,
+    "int | Sequence[int]",
+    float,
+    Sequence[float],
+    Sequence[int],
+    Sequence[float],
+    Sequence[StepNumbers],
+    "Mapping[str, Array | None]",
+    "Mapping[str, Array | None] | None",
+]
+
+
+class ChunkBuilder:
+    """Gathers groups by reference. What was handed in must not be changed afterwards. Filled by one thread."""
+
+    __slots__ = ("_groups", "n_bytes", "n_requests", "run")
+
+    def __init__(self, run: str) -> None:
+        """`run` is 20 lower-case hex digits, else ValueError."""
+        if not RUN.fullmatch(run):
+            raise ValueError(f"{run[:40]!r} is not the name of a run")
+        self.run = run
+        self.n_requests = 0
+        self.n_bytes = 0  # of the arrays that are held
+        self._groups: list[_Given] = []
+
+    def add(
+        self,
+        setting: Setting,
+        seqs: int | Sequence[int],
+        at_s: float,
+        latencies_ms: Sequence[float],
+        n_rows: Sequence[int],
+        confidences: Sequence[float],
+        steps: Sequence[StepNumbers] = (),
+        outputs: Mapping[str, Array] = _NOTHING,
+        inputs: Mapping[str, Array] | None = None,
+    ) -> None:
+        """Takes a group of answered, or failed, requests.
+
+        `seqs` is the number of the first, when they are in a row, or has one for each. `latencies_ms`, `n_rows` and
+        `confidences` (NaN where there is none) have one entry per request, `steps` one per step of the setting;
+        `outputs` and `inputs` have the rows of all requests in that order. Raises ValueError, with nothing taken, when
+        these do not fit each other.
+        """
+        n = len(latencies_ms)
+        rows = sum(n_rows)
+        if not n or len(n_rows) != n or len(confidences) != n or len(steps) != len(setting.steps):
+            raise ValueError("a group has at least one request, and an entry for each request and step")
+        if type(seqs) is not int and len(seqs) != n:  # type: ignore[arg-type]
+            raise ValueError(f"{n} requests have {len(seqs)} numbers")  # type: ignore[arg-type]
+        n_bytes = 0
+        held: Mapping[str, Array | None] = outputs
+        for values in outputs.values():
+            if len(values) != rows:
+                raise ValueError(f"an output has {len(values)} rows, the requests have {rows}")
+            n_bytes += values.nbytes
+            if values.nbytes > MOST_OUTPUT_BYTES * rows or values.nbytes > MOST_GROUP_BYTES or values.dtype.hasobject:
+                held, n_bytes = _held(outputs, rows, MOST_OUTPUT_BYTES, scores=True)
+                break
+        held_inputs: Mapping[str, Array | None] | None = None
+        if inputs is not None:
+            held_inputs, more = _held(inputs, rows, MOST_INPUT_BYTES, scores=False)
+            n_bytes += more
+        self._groups.append((setting, seqs, at_s, latencies_ms, n_rows, confidences, steps, held, held_inputs))
+        self.n_requests += n
+        self.n_bytes += n_bytes
+
+    def encode(self) -> bytes:
+        """The chunk as bytes; call it once, on any thread, when nobody adds to it any more.
+
+        Raises ValueError when nothing was added or when the numbers of requests are not distinct numbers of 48 bits.
+        """
+        groups = self._groups
+        if not groups:
+            raise ValueError("a chunk has at least one request")
+        settings: list[Setting] = []
+        by_id: dict[int, int] = {}
+        by_value: dict[Setting, int] = {}
+        which: list[int] = []
+        columns: dict[Any, _Column] = {}
+        for i, group in enumerate(groups):
+            setting, held, inputs = group[0], group[7], group[8]
+            index = by_id.get(id(setting))
+            if index is None:
+                index = by_value.setdefault(setting, len(settings))
+                if index == len(settings):
+                    settings.append(setting)
+                by_id[id(setting)] = index
+            which.append(index)
+            if held:
+                _sort_in(columns, "out", i, held, sum(group[4]))
+            if inputs:
+                _sort_in(columns, "in", i, inputs, sum(group[4]))
+        sizes = [len(group[3]) for group in groups]
+        n = self.n_requests
+        seqs = _numbers([group[1] for group in groups], sizes, n)
+        first, last = int(seqs.min()), int(seqs.max())
+        in_a_row = last - first + 1 == n and (n == 1 or bool((seqs[1:] > seqs[:-1]).all()))
+        if first < 0 or last > MOST_SEQ or (not in_a_row and len(np.unique(seqs)) != n):
+            raise ValueError("the requests of a chunk have distinct numbers of at most 48 bits")
+        steps = [numbers for group in groups for numbers in group[6]]
+        packer = _Packer()
+        packer.put(np.array(which, "<i4"), tight=True)
+        at_s = np.array([group[2] for group in groups], "<f8")
+        packer.put(at_s)
+        packer.put(np.array(sizes, "<i4"), tight=True)
+        packer.put(_flat([group[3] for group in groups], "<f4", n))
+        packer.put(_flat([group[4] for group in groups], "<i4", n), tight=True)
+        packer.put(_flat([group[5] for group in groups], "<f4", n))
+        for k in range(3):
+            packer.put(np.array([numbers[k] for numbers in steps], "<f4"))
+        packer.put(np.array([numbers[3] for numbers in steps], "<i4"), tight=True)
+        if not in_a_row:
+            packer.put(np.diff(seqs, prepend=first).astype("<i8", copy=False), tight=True)
+        header = {
+            "settings": [_setting_to_dict(setting) for setting in settings],
+            "with_inputs": [i for i, group in enumerate(groups) if group[8] is not None],
+            "n_groups": len(groups),
+            "in_a_row": in_a_row,
+            "columns": [column.encode(packer) for column in columns.values()],
+        }
+        body, sizes_of_body = packer.end(orjson.dumps(header))
+        head = _HEAD.pack(
+            _MAGIC, bytes.fromhex(self.run), first, last, float(at_s.min()), float(at_s.max()), n, *sizes_of_body, 0
+        )
+        crc = zlib.crc32(body, zlib.crc32(head))
+        return head[: -_LENGTH.size] + _LENGTH.pack(crc) + body
+
+
+_MAGIC = b"FXJ1"
+# magic, run, first and last number, from and to (s), requests; bytes of the header, of all that is tight, of that when
+# packed, of what is loose; checksum of the head without it and of the rest
+_HEAD = struct.Struct("<4s10sQQddIIIIII")
+_LENGTH = struct.Struct("<I")
+
+
+class _Packer:
+    """Gathers the arrays of a chunk. Those that are `tight` are compressed, with the header; floats hardly become
+    smaller, and compressing them takes longer (1.7 us a request) than all else."""
+
+    def __init__(self) -> None:
+        self._tight: list[Array | bytes] = []
+        self._loose: list[Array | bytes] = []
+
+    def put(self, part: Array | bytes, *, tight: bool = False) -> None:
+        (self._tight if tight else self._loose).append(part)
+
+    def end(self, header: bytes) -> tuple[bytes, tuple[int, int, int, int]]:
+        """The body of the chunk, and its sizes as the head says them. Raises ValueError when it is too large."""
+        tight = b"".join([header, *map(bytes, self._tight)])
+        loose = b"".join(map(bytes, self._loose))
+        if len(tight) + len(loose) > MOST_RAW_BYTES:
+            raise ValueError(f"a chunk of {len(tight) + len(loose)} bytes is too large")
+        packed = zlib.compress(tight, 1)
+        return packed + loose, (len(header), len(tight), len(packed), len(loose))
+
+
+def head_of(data: bytes) -> ChunkHead:
+    """What an encoded chunk is. Checks that it is whole, without decoding it. Raises BrokenChunk."""
+    return _open(data)[0]
+
+
+def _open(data: bytes) -> tuple[ChunkHead, tuple[int, int, int, int]]:
+    if len(data) < _HEAD.size:
+        raise BrokenChunk("too short for a chunk of the journal")
+    magic, run, first, last, from_s, to_s, n, n_header, n_tight, n_packed, n_loose, crc = _HEAD.unpack_from(data)
+    if magic != _MAGIC:
+        raise BrokenChunk("not a chunk of the journal")
+    empty = data[: _HEAD.size - _LENGTH.size] + _LENGTH.pack(0)
+    if zlib.crc32(memoryview(data)[_HEAD.size :], zlib.crc32(empty)) != crc:
+        raise BrokenChunk("the checksum of the chunk is wrong")
+    if len(data) != _HEAD.size + n_packed + n_loose or n_tight + n_loose > MOST_RAW_BYTES or n_header > n_tight:
+        raise BrokenChunk("the chunk has another size than it says")
+    return ChunkHead(run.hex(), first, last, from_s, to_s, n), (n_header, n_tight, n_packed, n_loose)
+
+
+class Chunk:
+    """Some thousands of outcomes of one run, decoded. The arrays it gives are read-only."""
+
+    def __init__(
+        self,
+        head: ChunkHead,
+        settings: Sequence[Setting],
+        groups: tuple[Array, Array, Array],
+        requests: tuple[Array, Array, Array, Array],
+        steps: tuple[Array, Array, Array, Array],
+        columns: Sequence[_Stored],
+        with_inputs: frozenset[int],
+    ) -> None:
+        """For `decode`. `groups`: setting, time, requests of each; `requests`: number, latency, rows, confidence."""
+        self.head = head
+        self.settings = tuple(settings)
+        self._which, self._at_s, self._sizes = groups
+        self._seqs, self._latencies_ms, self._n_rows, self._confidences = requests
+        self._steps = steps
+        self._with_inputs = with_inputs
+        self._begins = _begins(self._sizes)
+        self._row_begins = _begins(self._n_rows)
+        self._step_begins = _begins(np.array([len(self.settings[k].steps) for k in self._which], np.int64))
+        self._data_bytes = sum([column.n_bytes for column in columns])
+        self._columns: dict[int, list[tuple[_Stored, int]]] = {}
+        for column in columns:
+            for group, begin in zip(column.groups.tolist(), column.begins, strict=True):
+                self._columns.setdefault(group, []).append((column, begin))
+        self._in_a_row = head.last_seq - head.first_seq + 1 == head.n_requests and bool(
+            (self._seqs[1:] > self._seqs[:-1]).all()
+        )
+        self._order: Array | None = None
+
+    @classmethod
+    def decode(cls, data: bytes) -> Chunk:
+        """The chunk that `ChunkBuilder.encode` wrote. Raises BrokenChunk for anything else."""
+        head, (n_header, n_tight, n_packed, _) = _open(data)
+        begin = _HEAD.size + n_packed
+        try:
+            unpacker = zlib.decompressobj()
+            tight = unpacker.decompress(memoryview(data)[_HEAD.size : begin], n_tight + 1)
+            if len(tight) != n_tight or not unpacker.eof or unpacker.unused_data:
+                raise BrokenChunk("the chunk has another size than it says")
+            return cls._of(head, orjson.loads(tight[:n_header]), _Reader(tight, n_header), _Reader(data, begin))
+        except BrokenChunk:
+            raise
+        except (zlib.error, ValueError, LookupError, TypeError, OverflowError) as error:
+            raise BrokenChunk(f"the chunk does not decode ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def _of(cls, head: ChunkHead, header: Mapping[str, Any], tight: _Reader, loose: _Reader) -> Chunk:
+        settings = [_parse_setting(found) for found in header["settings"]]
+        n_groups, n = _count(header["n_groups"]), head.n_requests
+        groups = tight.array("<i4", n_groups), loose.array("<f8", n_groups), tight.array("<i4", n_groups)
+        which, _, sizes = groups
+        if not n_groups or which.min() < 0 or which.max() >= len(settings) or sizes.min() < 1 or sizes.sum() != n:
+            raise BrokenChunk("the groups of the chunk do not fit")
+        latencies, n_rows, confidences = loose.array("<f4", n), tight.array("<i4", n), loose.array("<f4", n)
+        if n_rows.min() < 0:
+            raise BrokenChunk("a request has less than no rows")
+        n_steps = sum([len(settings[k].steps) for k in which.tolist()])
+        steps = (
+            loose.array("<f4", n_steps),
+            loose.array("<f4", n_steps),
+            loose.array("<f4", n_steps),
+            tight.array("<i4", n_steps),
+        )
+        seqs = (
+            np.arange(head.first_seq, head.first_seq + n, dtype=np.int64)
+            if header["in_a_row"]
+            else head.first_seq + np.cumsum(tight.array("<i8", n))
+        )
+        seqs.flags.writeable = False
+        if int(seqs.min()) != head.first_seq or int(seqs.max()) != head.last_seq:
+            raise BrokenChunk("the numbers of the requests are not those of the head")
+        rows_of = np.add.reduceat(n_rows.astype(np.int64), _begins(sizes)[:-1])
+        columns = [_Stored.read(found, rows_of, tight, loose) for found in header["columns"]]
+        tight.end()
+        loose.end()
+        return cls(
+            head,
+            settings,
+            groups,
+            (seqs, latencies, n_rows, confidences),
+            steps,
+            columns,
+            frozenset(map(_count, header["with_inputs"])),
+        )
+
+    @property
+    def n_bytes(self) -> int:
+        """About as much memory as it takes."""
+        return self._data_bytes + 32 * self.head.n_requests + 200 * len(self._sizes)
+
+    def groups(self) -> Iterator[Group]:
+        """All groups, in the order in which they were added."""
+        for i in range(len(self._sizes)):
+            begin, end = int(self._begins[i]), int(self._begins[i + 1])
+            outputs, inputs = self._kept(i)
+            yield Group(
+                self.settings[self._which[i]],
+                float(self._at_s[i]),
+                self._seqs[begin:end],
+                self._latencies_ms[begin:end],
+                self._n_rows[begin:end],
+                self._confidences[begin:end],
+                self._step_times(i),
+                outputs,
+                inputs,
+            )
+
+    def find(self, seq: int) -> Outcome | None:
+        """What became of the request with this number; None when it is not in this chunk."""
+        position = self._position(seq)
+        if position is None:
+            return None
+        i = int(np.searchsorted(self._begins, position, side="right")) - 1
+        start = int(self._row_begins[position] - self._row_begins[self._begins[i]])
+        stop = start + int(self._n_rows[position])
+        outputs, inputs = self._kept(i)
+        sure = float(self._confidences[position])
+        return Outcome(
+            trace_id_of(self.head.run, seq),
+            self.settings[self._which[i]],
+            float(self._at_s[i]),
+            float(self._latencies_ms[position]),
+            stop - start,
+            None if math.isnan(sure) else sure,
+            self._step_times(i),
+            outputs.rows(start, stop),
+            None if inputs is None else inputs.rows(start, stop),
+        )
+
+    def _position(self, seq: int) -> int | None:
+        if not self.head.first_seq <= seq <= self.head.last_seq:
+            return None
+        if self._in_a_row:
+            return seq - self.head.first_seq
+        if self._order is None:
+            self._order = np.argsort(self._seqs)
+        at = int(np.searchsorted(self._seqs, seq, sorter=self._order))
+        position = int(self._order[at])
+        return position if int(self._seqs[position]) == seq else None
+
+    def _step_times(self, i: int) -> tuple[StepTimes, ...]:
+        begin = int(self._step_begins[i])
+        waited, ran, took, batch_rows = self._steps
+        return tuple(
+            StepTimes(step, extension, float(waited[k]), float(ran[k]), float(took[k]), int(batch_rows[k]))
+            for k, (step, extension) in enumerate(self.settings[self._which[i]].steps, begin)
+        )
+
+    def _kept(self, i: int) -> tuple[Kept, Kept | None]:
+        """Outputs and inputs of the group `i`."""
+        n_rows = int(self._row_begins[self._begins[i + 1]] - self._row_begins[self._begins[i]])
+        full: dict[str, dict[str, Array]] = {"out": {}, "in": {}}
+        best: dict[str, Array] = {}
+        left_out: dict[str, list[str]] = {"out": [], "in": []}
+        for column, begin in self._columns.get(i, ()):
+            if column.kind == "none":
+                left_out[column.side].append(column.name)
+            elif column.kind == "best":
+                best[column.name] = column.data[begin : begin + n_rows]
+            else:
+                full[column.side][column.name] = column.data[begin : begin + n_rows]
+        outputs = Kept(full["out"], best, frozenset(left_out["out"]))
+        return outputs, Kept(full["in"], {}, frozenset(left_out["in"])) if i in self._with_inputs else None
+
+
+_Kind = Literal["full", "best", "text", "none"]
+
+
+class _Column:
+    """One output or input of several groups that have it in the same form, to be encoded."""
+
+    __slots__ = ("arrays", "dtype", "groups", "kind", "name", "shape", "side")
+
+    def __init__(self, kind: _Kind, side: str, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
+        """`shape` is that of one row."""
+        self.kind, self.side, self.name, self.dtype, self.shape = kind, side, name, dtype, shape
+        self.groups: list[int] = []
+        self.arrays: list[Array] = []
+
+    def encode(self, packer: _Packer) -> dict[str, Any]:
+        """Puts the rows where they belong; what the header says of them."""
+        dtype, shape = self.dtype, self.shape
+        packer.put(np.array(self.groups, "<i4"), tight=True)
+        if self.kind == "none":
+            dtype, shape = np.dtype("u1"), ()
+        elif self.kind == "best":
+            best = np.concatenate([np.argmax(values, axis=1) for values in self.arrays])
+            packer.put(best.astype("<i4"), tight=True)
+            dtype, shape = np.dtype("<i4"), ()
+        elif self.kind == "text":
+            most = MOST_OUTPUT_BYTES if self.side == "out" else MOST_INPUT_BYTES
+            lengths, texts = _texts(self.arrays, math.prod(shape), most)
+            packer.put(np.array(lengths, "<i4"), tight=True)
+            packer.put(b"".join(texts), tight=True)
+            dtype = np.dtype("u1")
+        else:
+            dtype = dtype.newbyteorder("<")
+            values = np.ascontiguousarray(np.concatenate(self.arrays), dtype)
+            packer.put(values, tight=dtype.kind != "f" or self.side == "in")
+        return {
+            "side": self.side,
+            "name": self.name,
+            "kind": self.kind,
+            "dtype": dtype.str,
+            "shape": shape,
+            "n_groups": len(self.groups),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stored:
+    """A column as decoded: all its rows one after the other, and where those of each group begin."""
+
+    side: str
+    name: str
+    kind: str
+    groups: Array
+    begins: list[int]
+    data: Array
+    n_bytes: int
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any], rows_of: Array, tight: _Reader, loose: _Reader) -> _Stored:
+        side, name, kind = found["side"], found["name"], found["kind"]
+        dtype, shape = np.dtype(found["dtype"]), tuple(map(_count, found["shape"]))
+        if side not in ("out", "in") or kind not in ("full", "best", "text", "none") or dtype.kind not in "biuf":
+            raise BrokenChunk("a column of the chunk is of no known kind")
+        groups = tight.array("<i4", _count(found["n_groups"]))
+        if len(groups) and (groups.min() < 0 or groups.max() >= len(rows_of)):
+            raise BrokenChunk("a column belongs to a group that is not there")
+        rows = rows_of[groups] if len(groups) else np.zeros(0, np.int64)
+        n_rows, n_each = int(rows.sum()), math.prod(shape)
+        take = loose if dtype.kind == "f" and side == "out" else tight
+        if kind == "none":
+            data: Array = np.zeros(0, np.uint8)
+        elif kind == "text":
+            data = tight.texts(n_rows * n_each).reshape(n_rows, *shape)
+        else:
+            data = take.array(dtype.str, n_rows * n_each).reshape(n_rows, *shape)
+        return cls(side, str(name), kind, groups, _begins(rows)[:-1].tolist(), data, n_rows * n_each * dtype.itemsize)
+
+
+class _Reader:
+    """Takes arrays off bytes, one after the other. Raises BrokenChunk where there are not enough, or too many."""
+
+    def __init__(self, raw: bytes, at: int) -> None:
+        self._raw = raw
+        self.at = at
+
+    def array(self, dtype: str, n: int) -> Array:
+        n_bytes = np.dtype(dtype).itemsize * n
+        if self.at + n_bytes > len(self._raw):
+            raise BrokenChunk("the chunk ends too soon")
+        found = np.frombuffer(self._raw, dtype, n, self.at)
+        self.at += n_bytes
+        return found
+
+    def texts(self, n: int) -> Array:
+        lengths = self.array("<i4", n).tolist()
+        found = np.empty(n, object)
+        for i, length in enumerate(lengths):
+            if length >= 0:
+                found[i] = self.array("u1", length).tobytes()
+        found.flags.writeable = False
+        return found
+
+    def end(self) -> None:
+        if self.at != len(self._raw):
+            raise BrokenChunk("the chunk has more in it than it says")
+
+
+def _held(
+    given: Mapping[str, Array], rows: int, most_row_bytes: int, *, scores: bool
+) -> tuple[dict[str, Array | None], int]:
+    """What is held until it is encoded, and its bytes; None for what will not be kept."""
+    held: dict[str, Array | None] = {}
+    n_bytes = 0
+    for name, values in given.items():
+        if len(values) != rows:
+            raise ValueError(f"{name!r} has {len(values)} rows, the requests have {rows}")
+        size = values.nbytes
+        if values.dtype.hasobject:
+            size = sum([len(item) for item in values.ravel().tolist() if isinstance(item, bytes | str)])
+            fits = size <= MOST_GROUP_BYTES
+        else:
+            fits = (size <= most_row_bytes * rows and size <= MOST_GROUP_BYTES) or (scores and _is_scores(values))
+        held[name] = values if fits and values.dtype.kind in "biufO" else None
+        n_bytes += size if held[name] is not None else 0
+    return held, n_bytes
+
+
+def _is_scores(values: Array) -> bool:
+    return values.dtype.kind == "f" and values.ndim == 2 and values.shape[1] > 1
+
+
+def _sort_in(columns: dict[Any, _Column], side: str, group: int, held: Mapping[str, Array | None], rows: int) -> None:
+    for name, values in held.items():
+        kind: _Kind = "full"
+        dtype, shape = None, ()
+        if values is None:
+            kind = "none"
+        else:
+            dtype, shape = values.dtype, values.shape[1:]
+            if values.dtype.hasobject:
+                kind = "text"
+            elif side == "out" and (values.nbytes > MOST_OUTPUT_BYTES * rows or values.nbytes > MOST_GROUP_BYTES):
+                kind = "best"
+        key = (kind, side, name, dtype, shape)
+        column = columns.get(key)
+        if column is None:
+            column = columns[key] = _Column(*key)
+        column.groups.append(group)
+        if values is not None:
+            column.arrays.append(values)
+
+
+def _texts(arrays: Sequence[Array], n_each: int, most_row_bytes: int) -> tuple[list[int], list[bytes]]:
+    """Length of every item, -1 where it is not kept, and the items that are."""
+    lengths: list[int] = []
+    texts: list[bytes] = []
+    items = [item for values in arrays for item in values.ravel().tolist()]
+    for begin in range(0, len(items), max(1, n_each)):
+        row = [item.encode("utf-8", "replace") if isinstance(item, str) else item for item in items[begin:][:n_each]]
+        if all(isinstance(item, bytes) for item in row) and sum([len(item) for item in row]) <= most_row_bytes:
+            lengths += [len(item) for item in row]
+            texts += row
+        else:
+            lengths += [-1] * len(row)
+    return lengths, texts
+
+
+def _numbers(given: Sequence[int | Sequence[int]], sizes: Sequence[int], n: int) -> Array:
+    """The number of every request, int64 of shape (n,)."""
+    if n == len(given) and all(type(seqs) is int for seqs in given):
+        return np.array(given, np.int64)
+    found = np.empty(n, np.int64)
+    begin = 0
+    for seqs, size in zip(given, sizes, strict=True):
+        found[begin : begin + size] = range(seqs, seqs + size) if isinstance(seqs, int) else seqs
+        begin += size
+    return found
+
+
+def _flat(columns: Sequence[Sequence[Any]], dtype: str, n: int) -> Array:
+    return np.fromiter(chain.from_iterable(columns), dtype, n)
+
+
+def _begins(sizes: Array) -> Array:
+    """Where each piece begins, and at the end where the last one ends."""
+    found = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=found[1:])
+    return found
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MOST_RAW_BYTES:
+        raise BrokenChunk(f"{str(value)[:20]!r} is not a number of things")
+    return value
+
+
+_SETTING_FIELDS = tuple(f.name for f in fields(Setting))
+
+
+def _setting_to_dict(setting: Setting) -> dict[str, Any]:
+    found = {name: getattr(setting, name) for name in _SETTING_FIELDS}
+    return {**found, "tags": sorted(setting.tags), "flags": sorted(setting.flags)}
+
+
+def _parse_setting(found: Mapping[str, Any]) -> Setting:
+    return Setting(
+        **{
+            **found,
+            "steps": tuple((int(step), str(extension)) for step, extension in found["steps"]),
+            "considered": tuple((str(plan), float(propensity)) for plan, propensity in found["considered"]),
+            "tags": frozenset(found["tags"]),
+            "flags": frozenset(found["flags"]),
+        }
+    )
