@@ -1,0 +1,238 @@
+"""What is remembered of outcomes: counts and sums that can be added up and written as JSON. Bounded."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lineage.quality import calibration
+from lineage.quality.outcomes import Floats, Labels, Outcomes
+from lineage.quality.sketch import LatencySketch
+
+MAX_CLASSES = 256  # the rarest beyond are counted together as OTHER
+MAX_PAIRS = 1024  # of confused classes; the rarest beyond are dropped, and stay in the counts per class
+OTHER = "(other)"
+
+
+class Sums:
+    """Number, sum and sum of squares of some numbers."""
+
+    __slots__ = ("n", "squares", "total")
+
+    def __init__(self, n: int = 0, total: float = 0.0, squares: float = 0.0) -> None:
+        self.n, self.total, self.squares = n, total, squares
+
+    def add(self, values: Floats) -> None:
+        """Counts values, shape (n,), that are finite."""
+        self.n += len(values)
+        self.total += float(values.sum())
+        self.squares += float(values @ values)
+
+    def merge(self, other: Sums) -> None:
+        self.n += other.n
+        self.total += other.total
+        self.squares += other.squares
+
+    def plain(self) -> list[float]:
+        return [self.n, self.total, self.squares]
+
+
+class Moments:
+    """Sums over errors e = prediction - truth and truths y, the latter counted from `origin`, which keeps them small.
+
+    `sums[a][b]` is the sum of e ** a * y ** b, for a in 0, 2 and b up to 4 (a = 0) or 2 (a = 2); `e`, `e4` and
+    `absolute` are the sums of e, e ** 4 and |e|.
+    """
+
+    __slots__ = ("absolute", "e", "e4", "origin", "with_e2", "y")
+
+    def __init__(self) -> None:
+        self.origin = 0.0
+        self.y = np.zeros(5)  # sums of y ** 0 .. y ** 4
+        self.with_e2 = np.zeros(3)  # sums of e ** 2 * y ** 0 .. y ** 2
+        self.e, self.e4, self.absolute = 0.0, 0.0, 0.0
+
+    @property
+    def n(self) -> int:
+        return int(self.y[0])
+
+    def add(self, predicted: Floats, truth: Floats) -> None:
+        """Counts pairs of finite numbers, both of shape (n,)."""
+        if not len(truth):
+            return
+        if not self.n:
+            self.origin = float(truth.mean())
+        e, y = predicted - truth, truth - self.origin
+        self.y += [np.sum(y**b) for b in range(5)]
+        self.with_e2 += [np.sum(e**2 * y**b) for b in range(3)]
+        self.e += float(e.sum())
+        self.e4 += float(np.sum(e**4))
+        self.absolute += float(np.abs(e).sum())
+
+    def merge(self, other: Moments) -> None:
+        if not other.n:
+            return
+        if not self.n:
+            self.origin = other.origin
+        shift = other.origin - self.origin
+        self.y += _shifted(other.y, shift)
+        self.with_e2 += _shifted(other.with_e2, shift)
+        self.e, self.e4, self.absolute = self.e + other.e, self.e4 + other.e4, self.absolute + other.absolute
+
+    def plain(self) -> list[float]:
+        return [self.origin, *self.y.tolist(), *self.with_e2.tolist(), self.e, self.e4, self.absolute]
+
+    @classmethod
+    def of(cls, plain: list[float]) -> Moments:
+        made = cls()
+        made.origin, made.y, made.with_e2 = plain[0], np.array(plain[1:6]), np.array(plain[6:9])
+        made.e, made.e4, made.absolute = plain[9:12]
+        return made
+
+
+def _shifted(sums: Floats, shift: float) -> Floats:
+    """Sums of y ** 0, y ** 1, ... as they are of y + shift: the binomial theorem."""
+    return np.array([sum(math.comb(b, k) * shift ** (b - k) * sums[k] for k in range(b + 1)) for b in range(len(sums))])
+
+
+class Summary:
+    """All that is remembered of some outcomes; see `Quality` for what is made of it."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.n_failed = 0
+        self.first_s = math.inf
+        self.last_s = -math.inf
+        self.latency = LatencySketch()
+        self.confidence = Sums()
+        self.rating = Sums()
+        self.n_judged = 0
+        self.n_right = 0
+        self.classes: dict[str, list[int]] = {}  # per class: support, predicted, right
+        self.pairs: dict[tuple[str, str], int] = {}  # (truth, predicted) that differ
+        self.reliability: calibration.Counts = {}
+        self.errors = Moments()
+
+    def add(self, outcomes: Outcomes, counted: bool, judged: bool) -> None:
+        """Counts the requests themselves (`counted`), and what is known of their truth and rating (`judged`)."""
+        if not len(outcomes):
+            return
+        self.first_s = min(self.first_s, float(outcomes.at_s.min()))
+        self.last_s = max(self.last_s, float(outcomes.at_s.max()))
+        if counted:
+            self._add_requests(outcomes)
+        if judged:
+            self.rating.add(outcomes.rating[~np.isnan(outcomes.rating)])
+            if isinstance(outcomes.truth, np.ndarray) and isinstance(outcomes.predicted, np.ndarray):
+                there = ~(np.isnan(outcomes.predicted) | np.isnan(outcomes.truth) | outcomes.failed)
+                self.errors.add(outcomes.predicted[there], outcomes.truth[there])
+            elif isinstance(outcomes.truth, tuple) and isinstance(outcomes.predicted, tuple):
+                self._add_labels(outcomes.predicted, outcomes.truth, outcomes)
+
+    def _add_requests(self, outcomes: Outcomes) -> None:
+        self.n += len(outcomes)
+        self.n_failed += int(np.count_nonzero(outcomes.failed))
+        took = outcomes.latency_ms[~outcomes.failed]
+        self.latency.add(took[~np.isnan(took)])
+        self.confidence.add(outcomes.confidence[~(np.isnan(outcomes.confidence) | outcomes.failed)])
+
+    def _add_labels(self, predicted: Labels, truth: Labels, outcomes: Outcomes) -> None:
+        there = [
+            i
+            for i, (said, true, down) in enumerate(zip(predicted, truth, outcomes.failed.tolist(), strict=True))
+            if said is not None and true is not None and not down
+        ]
+        if not there:
+            return
+        cells = Counter((truth[i] or "", predicted[i] or "") for i in there)
+        for (true, said), count in cells.items():
+            self._count_class(true, [count, 0, 0])
+            self._count_class(said, [0, count, 0])
+            if true == said:
+                self._count_class(true, [0, 0, count])
+                self.n_right += count
+            else:
+                self.pairs[true, said] = self.pairs.get((true, said), 0) + count
+        self.n_judged += len(there)
+        sure = outcomes.confidence[there]
+        right = np.array([truth[i] == predicted[i] for i in there], dtype=np.float64)
+        self._count_reliability(calibration.count(sure[~np.isnan(sure)], right[~np.isnan(sure)]))
+        self._bound()
+
+    def _count_class(self, name: str, counts: list[int]) -> None:
+        old = self.classes.get(name, (0, 0, 0))
+        self.classes[name] = [a + b for a, b in zip(old, counts, strict=True)]
+
+    def _count_reliability(self, counts: calibration.Counts) -> None:
+        for cell, more in counts.items():
+            old = self.reliability.get(cell, (0.0, 0.0, 0.0))
+            self.reliability[cell] = [a + b for a, b in zip(old, more, strict=True)]
+
+    def _bound(self) -> None:
+        """Folds the rarest classes together and drops the rarest pairs; to three quarters, so not at every call."""
+        if len(self.classes) > MAX_CLASSES:
+            names = [name for name in self.classes if name != OTHER]
+            rare = heapq.nsmallest(len(names) - 3 * MAX_CLASSES // 4, names, lambda name: sum(self.classes[name][:2]))
+            for name in rare:
+                self._count_class(OTHER, self.classes.pop(name))
+        if len(self.pairs) > MAX_PAIRS:
+            kept = heapq.nlargest(3 * MAX_PAIRS // 4, self.pairs.items(), lambda item: item[1])
+            self.pairs = dict(kept)
+
+    def merge(self, other: Summary) -> None:
+        """Adds what `other` has counted; `other` stays as it is."""
+        self.n += other.n
+        self.n_failed += other.n_failed
+        self.first_s = min(self.first_s, other.first_s)
+        self.last_s = max(self.last_s, other.last_s)
+        self.latency.merge(other.latency)
+        self.confidence.merge(other.confidence)
+        self.rating.merge(other.rating)
+        self.n_judged += other.n_judged
+        self.n_right += other.n_right
+        for name, counts in other.classes.items():
+            self._count_class(name, counts)
+        for pair, count in other.pairs.items():
+            self.pairs[pair] = self.pairs.get(pair, 0) + count
+        self._count_reliability(other.reliability)
+        self.errors.merge(other.errors)
+        self._bound()
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "n": self.n,
+            "n_failed": self.n_failed,
+            "first_s": self.first_s if self.first_s < math.inf else None,
+            "last_s": self.last_s if self.last_s > -math.inf else None,
+            "latency": [[bin_, count] for bin_, count in self.latency.bins.items()],
+            "confidence": self.confidence.plain(),
+            "rating": self.rating.plain(),
+            "n_judged": self.n_judged,
+            "n_right": self.n_right,
+            "classes": dict(self.classes),
+            "pairs": [[true, said, count] for (true, said), count in self.pairs.items()],
+            "reliability": [[cell, *counts] for cell, counts in self.reliability.items()],
+            "errors": self.errors.plain(),
+        }
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Summary:
+        """The summary that was written as this. Raises KeyError, TypeError or ValueError where it is not one."""
+        made = cls()
+        made.n, made.n_failed = int(plain["n"]), int(plain["n_failed"])
+        made.first_s = math.inf if plain["first_s"] is None else float(plain["first_s"])
+        made.last_s = -math.inf if plain["last_s"] is None else float(plain["last_s"])
+        made.latency = LatencySketch({int(bin_): int(count) for bin_, count in plain["latency"]})
+        made.confidence, made.rating = Sums(*plain["confidence"]), Sums(*plain["rating"])
+        made.n_judged, made.n_right = int(plain["n_judged"]), int(plain["n_right"])
+        made.classes = {str(name): [int(c) for c in counts] for name, counts in plain["classes"].items()}
+        made.pairs = {(str(true), str(said)): int(count) for true, said, count in plain["pairs"]}
+        made.reliability = {int(cell): [float(c) for c in counts] for cell, *counts in plain["reliability"]}
+        made.errors = Moments.of([float(value) for value in plain["errors"]])
+        return made
