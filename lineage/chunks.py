@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
+from itertools import chain, pairwise
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -247,9 +248,11 @@ class Chunk:
         self._seqs, self._latencies_ms, self._n_rows, self._confidences = requests
         self._steps = steps
         self._with_inputs = with_inputs
-        self._begins = _begins(self._sizes)
-        self._row_begins = _begins(self._n_rows)
-        self._step_begins = _begins(np.array([len(self.settings[k].steps) for k in self._which], np.int64))
+        self._begins = _begins(self._sizes).tolist()
+        self._row_begins = _begins(self._n_rows).tolist()
+        n_steps = np.array([len(setting.steps) for setting in self.settings], np.int64)
+        self._step_begins = _begins(n_steps[self._which]).tolist()
+        self._last: tuple[int, tuple[StepTimes, ...], Kept, Kept | None] | None = None
         self._data_bytes = sum([column.n_bytes for column in columns])
         self._columns: dict[int, list[tuple[_Stored, int]]] = {}
         for column in columns:
@@ -321,11 +324,13 @@ class Chunk:
         """About as much memory as it takes."""
         return self._data_bytes + 32 * self.head.n_requests + 200 * len(self._sizes)
 
+    def __contains__(self, seq: int) -> bool:
+        return self._position(seq) is not None
+
     def groups(self) -> Iterator[Group]:
         """All groups, in the order in which they were added."""
-        for i in range(len(self._sizes)):
-            begin, end = int(self._begins[i]), int(self._begins[i + 1])
-            outputs, inputs = self._kept(i)
+        for i, (begin, end) in enumerate(pairwise(self._begins)):
+            steps, outputs, inputs = self._group(i)
             yield Group(
                 self.settings[self._which[i]],
                 float(self._at_s[i]),
@@ -333,7 +338,7 @@ class Chunk:
                 self._latencies_ms[begin:end],
                 self._n_rows[begin:end],
                 self._confidences[begin:end],
-                self._step_times(i),
+                steps,
                 outputs,
                 inputs,
             )
@@ -343,10 +348,13 @@ class Chunk:
         position = self._position(seq)
         if position is None:
             return None
-        i = int(np.searchsorted(self._begins, position, side="right")) - 1
-        start = int(self._row_begins[position] - self._row_begins[self._begins[i]])
+        i = bisect_right(self._begins, position) - 1
+        start = self._row_begins[position] - self._row_begins[self._begins[i]]
         stop = start + int(self._n_rows[position])
-        outputs, inputs = self._kept(i)
+        last = self._last  # who looks for one often looks for its neighbours, maybe on several threads
+        if last is None or last[0] != i:
+            self._last = last = i, *self._group(i)
+        _, steps, outputs, inputs = last
         sure = float(self._confidences[position])
         return Outcome(
             trace_id_of(self.head.run, seq),
@@ -355,7 +363,7 @@ class Chunk:
             float(self._latencies_ms[position]),
             stop - start,
             None if math.isnan(sure) else sure,
-            self._step_times(i),
+            steps,
             outputs.rows(start, stop),
             None if inputs is None else inputs.rows(start, stop),
         )
@@ -365,23 +373,20 @@ class Chunk:
             return None
         if self._in_a_row:
             return seq - self.head.first_seq
-        if self._order is None:
-            self._order = np.argsort(self._seqs)
-        at = int(np.searchsorted(self._seqs, seq, sorter=self._order))
-        position = int(self._order[at])
+        order = self._order
+        if order is None:
+            self._order = order = np.argsort(self._seqs)
+        position = int(order[np.searchsorted(self._seqs, seq, sorter=order)])
         return position if int(self._seqs[position]) == seq else None
 
-    def _step_times(self, i: int) -> tuple[StepTimes, ...]:
-        begin = int(self._step_begins[i])
+    def _group(self, i: int) -> tuple[tuple[StepTimes, ...], Kept, Kept | None]:
+        """Steps, outputs and inputs of the group `i`."""
         waited, ran, took, batch_rows = self._steps
-        return tuple(
+        steps = tuple(
             StepTimes(step, extension, float(waited[k]), float(ran[k]), float(took[k]), int(batch_rows[k]))
-            for k, (step, extension) in enumerate(self.settings[self._which[i]].steps, begin)
+            for k, (step, extension) in enumerate(self.settings[self._which[i]].steps, self._step_begins[i])
         )
-
-    def _kept(self, i: int) -> tuple[Kept, Kept | None]:
-        """Outputs and inputs of the group `i`."""
-        n_rows = int(self._row_begins[self._begins[i + 1]] - self._row_begins[self._begins[i]])
+        n_rows = self._row_begins[self._begins[i + 1]] - self._row_begins[self._begins[i]]
         full: dict[str, dict[str, Array]] = {"out": {}, "in": {}}
         best: dict[str, Array] = {}
         left_out: dict[str, list[str]] = {"out": [], "in": []}
@@ -393,7 +398,8 @@ class Chunk:
             else:
                 full[column.side][column.name] = column.data[begin : begin + n_rows]
         outputs = Kept(full["out"], best, frozenset(left_out["out"]))
-        return outputs, Kept(full["in"], {}, frozenset(left_out["in"])) if i in self._with_inputs else None
+        inputs = Kept(full["in"], {}, frozenset(left_out["in"])) if i in self._with_inputs else None
+        return steps, outputs, inputs
 
 
 _Kind = Literal["full", "best", "text", "none"]
