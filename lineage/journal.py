@@ -46,6 +46,7 @@ from lineage.feedback import Feedback, judge
 from lineage.outcomes import Outcome, split_trace_id
 
 BATCH_ROWS = 5_000  # of feedback in one transaction
+SORTED_ROWS = 50_000  # that are put in order first: then neighbours share a chunk, and pages of the database
 MOST_TOLD = 100  # refusals that are told in full; the others are counted
 OVERLAP = 64  # chunks of a run whose ranges may overlap; the gateway's do not
 MOST_DECODED_BYTES = 64 << 20
@@ -202,9 +203,13 @@ class JournalStore:
         total = Given()
         begin = 0
         left = iter(items)
-        while batch := list(islice(left, BATCH_ROWS)):
-            total = _sum(total, self._give(batch, begin, now_s, source))
-            begin += len(batch)
+        while window := list(islice(left, SORTED_ROWS)):
+            numbered = sorted(enumerate(window, begin), key=lambda one: one[1].trace_id)
+            given = Given()
+            for at in range(0, len(numbered), BATCH_ROWS):
+                given = _sum(given, self._give(numbered[at : at + BATCH_ROWS], now_s, source))
+            total = _sum(total, given)
+            begin += len(window)
         return total
 
     def joined(self, since_id: int = 0, limit: int = 1_000, since_s: float | None = None) -> Page:
@@ -271,13 +276,13 @@ class JournalStore:
             n_feedback = connection.execute(select(func.count()).select_from(_FEEDBACK)).scalar_one()
         return JournalFigures(n_chunks, int(n_requests), int(n_bytes), n_feedback, from_s, to_s)
 
-    def _give(self, batch: Sequence[Feedback], begin: int, now_s: float, source: str) -> Given:
-        """One transaction's worth, the first of which is at `begin` among all."""
+    def _give(self, batch: Sequence[tuple[int, Feedback]], now_s: float, source: str) -> Given:
+        """One transaction's worth, each with its place among all."""
         with self._transaction() as connection:
-            found = self._outcomes(connection, [item.trace_id for item in batch])
+            found = self._outcomes(connection, [item.trace_id for _, item in batch])
         rows: list[dict[str, Any]] = []
         refused = []
-        for position, (item, outcome) in enumerate(zip(batch, found, strict=True), begin):
+        for (position, item), outcome in zip(batch, found, strict=True):
             try:
                 if isinstance(outcome, FenixError):
                     raise outcome
@@ -285,7 +290,7 @@ class JournalStore:
             except FenixError as error:
                 refused.append(Refusal(position, item.trace_id, error.with_traceback(None)))
         counts = self._write(rows) if rows else (0, 0, 0)
-        return Given(*counts, len(refused), tuple(refused[:MOST_TOLD]))
+        return Given(*counts, len(refused), tuple(refused))
 
     def _write(self, rows: Sequence[dict[str, Any]]) -> tuple[int, int, int]:
         """Stores feedback; returns how many rows were new, repeated and changed."""
@@ -456,7 +461,7 @@ def _sum(a: Given, b: Given) -> Given:
         a.repeated + b.repeated,
         a.changed + b.changed,
         a.n_refused + b.n_refused,
-        (*a.refused, *b.refused)[:MOST_TOLD],
+        tuple(sorted((*a.refused, *b.refused), key=lambda refusal: refusal.position)[:MOST_TOLD]),
     )
 
 

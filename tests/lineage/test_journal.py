@@ -153,19 +153,20 @@ def test_many_items_are_taken_in_several_transactions_and_only_some_refusals_tol
 
 def test_a_reader_goes_on_where_it_was_and_sees_changes_again(store: JournalStore) -> None:
     store.append(RUN, [chunk(0, [0, 1, 2, 3, 4])])
-    store.give([truth(seq, seq) for seq in (3, 0, 4)], NOW_S)
+    for seq in (3, 0, 4):
+        store.give([truth(seq, seq)], NOW_S)
     first = store.joined(limit=2)
     assert [one.outcome.trace_id for one in first.items] == [trace(3), trace(0)]
-    store.give([truth(3, 9), truth(1, 1)], NOW_S + 10)
+    store.give([truth(1, 1), truth(3, 9)], NOW_S + 10)
     second = store.joined(first.next_id)
     assert [(one.outcome.trace_id, one.feedback.truth) for one in second.items] == [
         (trace(4), 4),
-        (trace(3), 9),
         (trace(1), 1),
+        (trace(3), 9),
     ]
     assert store.joined(second.next_id).next_id == second.next_id
     assert not store.joined(second.next_id).items
-    assert [one.outcome.trace_id for one in store.joined(since_s=NOW_S + 5).items] == [trace(3), trace(1)]
+    assert [one.outcome.trace_id for one in store.joined(since_s=NOW_S + 5).items] == [trace(1), trace(3)]
 
 
 def test_outcomes_of_a_time_come_in_its_order_also_where_many_began_at_once(store: JournalStore) -> None:
