@@ -35,11 +35,11 @@ def _served_alone(margin: float, guess: float) -> Comparison:
 
 
 def with_served(evidence: Evidence, champion: Observation, challenger: Observation) -> Evidence:
-    """The evidence after some requests that one version served each."""
+    """The evidence after some requests that one version alone answered."""
     failed = Tally(champion.n, champion.n_failed), Tally(challenger.n, challenger.n_failed)
     wrong = _wrong(champion), _wrong(challenger)
     return replace(
-        _with_latencies(evidence, champion.latencies, challenger.latencies, mirrored=False),
+        _with_latencies(evidence, champion.latencies, challenger.latencies),
         errors=evidence.errors.update(*failed),
         accuracy=evidence.accuracy.update(*wrong),
         errors_served=evidence.errors_served.update(*failed),
@@ -48,15 +48,24 @@ def with_served(evidence: Evidence, champion: Observation, challenger: Observati
 
 
 def with_pairs(evidence: Evidence, pairs: Pairs) -> Evidence:
-    """The evidence after some mirrored requests."""
+    """The evidence after some requests that both versions answered."""
+    failed = pairs.n, pairs.n_failed, pairs.n_champion_failed, pairs.n_both_failed
+    # Where one alone is right, the other alone is wrong.
     wrong_both = pairs.n_judged - pairs.n_right - pairs.n_champion_right - pairs.n_both_right
+    wrong = pairs.n_judged, pairs.n_champion_right, pairs.n_right, wrong_both
     agreement = evidence.agreement
-    return replace(
-        _with_latencies(evidence, pairs.champion_latencies, pairs.latencies, mirrored=True),
-        errors=evidence.errors.update_pairs(pairs.n, pairs.n_failed, pairs.n_champion_failed, pairs.n_both_failed),
-        # Where one alone is right, the other alone is wrong.
-        accuracy=evidence.accuracy.update_pairs(pairs.n_judged, pairs.n_champion_right, pairs.n_right, wrong_both),
+    evidence = replace(
+        _with_latencies(evidence, pairs.champion_latencies, pairs.latencies, pairs),
+        errors=evidence.errors.update_pairs(*failed, served=pairs.served),
+        accuracy=evidence.accuracy.update_pairs(*wrong, served=pairs.served),
         agreement=agreement and agreement.update(Tally(pairs.n_compared, pairs.n_compared - pairs.n_agreed)),
+    )
+    if not pairs.served:
+        return evidence
+    return replace(
+        evidence,
+        errors_served=evidence.errors_served.update_pairs(*failed, served=True),
+        accuracy_served=evidence.accuracy_served.update_pairs(*wrong, served=True),
     )
 
 
@@ -117,26 +126,32 @@ def _wrong(served: Observation) -> Tally:
     return Tally(served.n_judged, served.n_judged - served.n_right)
 
 
-def _with_latencies(evidence: Evidence, champion: Latencies, challenger: Latencies, *, mirrored: bool) -> Evidence:
+def _with_latencies(
+    evidence: Evidence, champion: Latencies, challenger: Latencies, pairs: Pairs | None = None
+) -> Evidence:
     if not champion.bins and not challenger.bins:
         return evidence
     known = evidence.champion_latencies
     return replace(
         evidence,
-        slowness=tuple(_slower(one, known, champion, challenger, mirrored) for one in evidence.slowness),
+        slowness=tuple(_slower(one, known, champion, challenger, pairs) for one in evidence.slowness),
         champion_latencies=known.plus(champion).faded(),
         latencies=evidence.latencies.plus(challenger).faded(),
     )
 
 
-def _slower(one: Slowness, known: Latencies, champion: Latencies, challenger: Latencies, mirrored: bool) -> Slowness:
+def _slower(
+    one: Slowness, known: Latencies, champion: Latencies, challenger: Latencies, pairs: Pairs | None
+) -> Slowness:
     threshold = one.threshold
     if not any(tally.n for tally in one.comparison.waiting):  # what waits was counted from the old one
         threshold = known.quantile_bin(one.quantile) + 1 if known.n >= _ENOUGH_LATENCIES else None
     if threshold is None:
         return one
-    update = one.comparison.update_mirrored if mirrored else one.comparison.update
-    compared = update(
-        Tally(champion.n, champion.n_from(threshold)), Tally(challenger.n, challenger.n_from(threshold + one.n_bins))
-    )
+    slow = Tally(champion.n, champion.n_from(threshold))
+    slow_challenger = Tally(challenger.n, challenger.n_from(threshold + one.n_bins))
+    if pairs is None:
+        compared = one.comparison.update(slow, slow_challenger)
+    else:
+        compared = one.comparison.update_mirrored(slow, slow_challenger, served=pairs.served)
     return replace(one, threshold=threshold, comparison=compared)

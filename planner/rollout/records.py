@@ -32,10 +32,16 @@ def _count(name: str, value: object, least: int, most: float = math.inf) -> None
 class RolloutStep:
     """The challenger serves the share `share` of the requests (0: none, it runs in the shadow), and answers the share
     `mirrored` of the champion's as well, unseen. The next step waits for `min_outcomes` requests that the challenger
-    served, or, in the shadow, answered; and for `min_s`."""
+    served, or, in the shadow, answered; and for `min_s`.
+
+    Of what the challenger serves, the champion answers the share `checked` as well, unseen. With all of it, the
+    champion does what it did before the rollout, and both are compared request by request, so that it does not matter
+    whose requests they are. What is not checked is compared with what the champion alone answered: right where who is
+    served by whom is drawn for each request, or users are many and alike."""
 
     share: float
     mirrored: float = 0.0
+    checked: float = 1.0
     min_outcomes: int = 100
     min_s: float = 60.0
 
@@ -46,10 +52,11 @@ class RolloutStep:
         _number("A step's mirrored", self.mirrored, 0.0, 1.0)
         if self.share == 0.0 == self.mirrored:
             raise BadCard("A step in the shadow mirrors some requests.", hint="Set mirrored, for example to 1.")
-        if self.share and self.mirrored > 0.9:
+        _number("A step's checked", self.checked, 0.0, 1.0)
+        if self.share and self.checked < 1.0 and self.mirrored > 0.9:
             raise BadCard(
-                f"A canary is compared with requests that the champion alone answers; {self.mirrored:g} are mirrored.",
-                hint="Mirror at most 0.9.",
+                f"What is not checked is compared with what the champion alone answers; {self.mirrored:g} is mirrored.",
+                hint="Check all, or mirror at most 0.9.",
             )
         if not isinstance(self.min_outcomes, int) or isinstance(self.min_outcomes, bool) or self.min_outcomes < 1:
             raise BadCard(f"A step's min_outcomes is a count of at least 1, not {self.min_outcomes!r}.")
@@ -139,7 +146,7 @@ class RolloutPlan:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What became of requests that one version served and that were *not* mirrored, in some span of time.
+    """What became of requests that one version alone answered, neither mirrored nor checked, in some span of time.
 
     `n` requests, of which `n_failed` got no answer; latencies of the others; and the truths that came, for these or
     earlier ones: of `n_judged` answers `n_right` were right. Observations add up.
@@ -174,7 +181,8 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """What became of mirrored requests, each answered by both versions, in some span of time.
+    """What became of requests that both versions answered, in some span of time. `served` says whose answers counted:
+    the challenger's (they were checked), or the champion's (they were mirrored).
 
     `n` requests; of those `n_failed` failed in the challenger alone, `n_champion_failed` in the champion alone,
     `n_both_failed` in both. Of the `n_compared` answers that both gave and that could be compared, `n_agreed` were
@@ -194,6 +202,7 @@ class Pairs:
     n_both_right: int = 0
     latencies: Latencies = field(default_factory=Latencies)
     champion_latencies: Latencies = field(default_factory=Latencies)
+    served: bool = False
 
     def __post_init__(self) -> None:
         for name in _PAIR_COUNTS:
@@ -203,11 +212,15 @@ class Pairs:
         _count("n_right and those alike", self.n_right + self.n_champion_right + self.n_both_right, 0, self.n_judged)
 
     def plus(self, other: Pairs) -> Pairs:
+        """Both together; the same version's answers must have counted."""
+        if other.served != self.served:
+            raise BadRequest("Pairs that the challenger served do not add to those that the champion did.")
         counts = {name: getattr(self, name) + getattr(other, name) for name in _PAIR_COUNTS}
         return Pairs(
             **counts,
             latencies=self.latencies.plus(other.latencies),
             champion_latencies=self.champion_latencies.plus(other.champion_latencies),
+            served=self.served,
         )
 
 
@@ -343,3 +356,8 @@ class Rollout:
     def mirrored(self) -> float:
         """The share of the champion's requests that the challenger answers as well, unseen."""
         return self.plan.steps[self.step].mirrored if self.running else 0.0
+
+    @property
+    def checked(self) -> float:
+        """The share of what the challenger serves that the champion answers as well, unseen."""
+        return self.plan.steps[self.step].checked if self.stage == "canary" else 0.0

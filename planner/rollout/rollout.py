@@ -76,16 +76,16 @@ def settled(extension: str, champion: str, now_s: float, former: tuple[str, ...]
 def observe(rollout: Rollout, seen: Iterable[Observation | Pairs]) -> Rollout:
     """The rollout with more evidence. Batches may be of any size and late; after the end nothing counts any more.
 
-    A request belongs in one observation or in pairs, never in both. Raises BadRequest for a version that is neither
-    champion nor challenger.
+    A request belongs in one observation or in one record of pairs, never in two. Raises BadRequest for a version that
+    is neither champion nor challenger.
     """
     if not rollout.running:
         return rollout
     served: dict[str, Observation | None] = {rollout.champion: None, rollout.challenger: None}
-    pairs = Pairs()
+    pairs = {True: Pairs(served=True), False: Pairs()}
     for one in seen:
         if isinstance(one, Pairs):
-            pairs = pairs.plus(one)
+            pairs[one.served] = pairs[one.served].plus(one)
         elif one.version in served:
             before = served[one.version]
             served[one.version] = before.plus(one) if before else one
@@ -95,8 +95,9 @@ def observe(rollout: Rollout, seen: Iterable[Observation | Pairs]) -> Rollout:
                 hint=near(one.version, served),
             )
     champion, challenger = (one or Observation(version) for version, one in served.items())
-    evidence = with_served(with_pairs(rollout.evidence, pairs), champion, challenger)
-    counted = challenger.n if rollout.stage == "canary" else pairs.n
+    evidence = with_pairs(with_pairs(rollout.evidence, pairs[False]), pairs[True])
+    evidence = with_served(evidence, champion, challenger)
+    counted = challenger.n + pairs[True].n if rollout.stage == "canary" else pairs[False].n
     return replace(rollout, evidence=evidence, n_in_step=rollout.n_in_step + counted)
 
 

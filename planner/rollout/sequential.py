@@ -13,7 +13,8 @@ An outcome is a *harm* (a failure, a wrong answer, a slow one) or none. Tests ha
 
 Wealth adds up (as logarithms), so outcomes may come in batches of any size, and the evidence of several gateways may
 be merged. The bound on false alarms holds as well where the champion's rate drifts, since both versions drift together.
-It does ask that who serves a request was drawn without regard to the request.
+Two groups are compared as if who serves a request were drawn anew for each: where users stay with a version, few or
+unlike users make groups unlike. Pairs are not troubled by that.
 """
 
 from __future__ import annotations
@@ -148,18 +149,22 @@ def _nearest(champion: float, challenger: float, n_champion: int, n_challenger: 
 
 @dataclass(frozen=True, slots=True)
 class Wealth:
-    """The bets of one side of a test: on what was mirrored (`pairs`), and on what was served (`groups`). They bet on
-    different outcomes in turn, so the product of both wealths is a fair bet as well."""
+    """The bets of one side of a test: on the challenger in the shadow, and on what it served. They bet on different
+    outcomes in turn, so the product of both wealths is a fair bet as well."""
 
-    pairs: Bets = NO_BETS
-    groups: Bets = NO_BETS
+    shadow: Bets = NO_BETS
+    served: Bets = NO_BETS
 
     def plus(self, other: Wealth) -> Wealth:
-        return Wealth(_plus(self.pairs, other.pairs), _plus(self.groups, other.groups))
+        return Wealth(_plus(self.shadow, other.shadow), _plus(self.served, other.served))
 
     @property
     def log_e(self) -> float:
-        return mean_wealth(self.pairs) + mean_wealth(self.groups)
+        return mean_wealth(self.shadow) + mean_wealth(self.served)
+
+
+def _slot(bets: Bets, served: bool) -> Wealth:
+    return Wealth(served=bets) if served else Wealth(shadow=bets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +189,7 @@ class Sides:
     def log_e_worse(self, n_starts: int) -> float:
         """Evidence that it is worse. A third of the money is bet from the start, a third on what is served, the rest in
         equal parts at each of the `n_starts` steps."""
-        served = mean_wealth(self.worse.groups)
+        served = mean_wealth(self.worse.served)
         return mean_wealth((self.worse.log_e, served, self.lately.log_e - math.log(n_starts)))
 
     @property
@@ -213,15 +218,18 @@ class Comparison:
     sides: Sides = Sides()
     only_not_worse: bool = False
 
-    def update_pairs(self, n: int, only_challenger: int, only_champion: int, both: int = 0) -> Comparison:
-        """Takes in requests that both versions answered: harms of one alone, and of both."""
+    def update_pairs(
+        self, n: int, only_challenger: int, only_champion: int, both: int = 0, *, served: bool = False
+    ) -> Comparison:
+        """Takes in requests that both versions answered: harms of one alone, and of both. `served` says that the
+        challenger's answers counted."""
         if not n:
             return self
         if min(n, only_challenger, only_champion, both) < 0 or only_challenger + only_champion + both > n:
             raise BadRequest(f"Of {n} pairs, {only_challenger}, {only_champion} and {both} cannot all be harms.")
         champion, challenger = Tally(n, only_champion + both), Tally(n, only_challenger + both)
         bets = (pair_bets(n, only_challenger, only_champion, self.margin, worse=worse) for worse in self._played)
-        return self._with(champion, challenger, [Wealth(pairs=one) for one in bets])
+        return self._with(champion, challenger, [_slot(one, served) for one in bets])
 
     def update(self, champion: Tally, challenger: Tally) -> Comparison:
         """Takes in requests that one version served. None of them may be in a pair as well."""
@@ -231,15 +239,15 @@ class Comparison:
         if not served.n or not tried.n:
             return replace(self, waiting=(served, tried))
         bets = self._group_bets(served, tried)
-        return replace(self._with(served, tried, [Wealth(groups=one) for one in bets]), waiting=(Tally(), Tally()))
+        return replace(self._with(served, tried, [_slot(one, True) for one in bets]), waiting=(Tally(), Tally()))
 
-    def update_mirrored(self, champion: Tally, challenger: Tally) -> Comparison:
+    def update_mirrored(self, champion: Tally, challenger: Tally, *, served: bool = False) -> Comparison:
         """Takes in requests that both versions answered, where it was not kept which harms were of the same request.
         That harms go together makes the bets a little worse, never unfair."""
         if not champion.n or not challenger.n:
             return self
         bets = self._group_bets(champion, challenger)
-        return self._with(champion, challenger, [Wealth(pairs=one) for one in bets])
+        return self._with(champion, challenger, [_slot(one, served) for one in bets])
 
     @property
     def _played(self) -> tuple[bool, ...]:
@@ -289,7 +297,7 @@ class Level:
     def update(self, tally: Tally) -> Level:
         if not tally.n:
             return self
-        worse, not_worse = (Wealth(pairs=level_bets(tally, self.limit, worse=worse)) for worse in (True, False))
+        worse, not_worse = (Wealth(shadow=level_bets(tally, self.limit, worse=worse)) for worse in (True, False))
         return replace(self, tally=self.tally.plus(tally), sides=self.sides.plus(worse, not_worse))
 
     def restarted(self) -> Level:

@@ -1,8 +1,8 @@
 """Which version serves a request, and which see it in the shadow. A choice takes about a microsecond.
 
 Who is drawn is a hash of a key and the rollout's id: the same on every gateway, and unlike in the next rollout. The key
-is the user's name, so that one user stays with one version. Where users are few or unlike, take the request's id: the
-tests ask for outcomes of many users. With one challenger, who has it at 1 % has it at 5 % as well.
+is the user's name, so that one user stays with one version, or the request's id. With one challenger, who has it at 1 %
+has it at 5 % as well.
 """
 
 from __future__ import annotations
@@ -35,21 +35,24 @@ class Split:
     """How the requests of one extension are shared out.
 
     Each version of `challengers` serves its share, `champion` the rest; each of `shadows` answers its share of what the
-    champion serves as well, unseen, drawn one by one. `id` is the rollout's. Shares are in [0, 1], those of the
-    challengers at most 1 together. Raises BadRequest.
+    champion serves as well, unseen, drawn one by one; the champion answers the share `checked` of what challengers
+    serve, unseen. `id` is the rollout's. Shares are in [0, 1], those of the challengers at most 1 together. Raises
+    BadRequest.
     """
 
     id: str
     champion: str
     challengers: tuple[tuple[str, float], ...] = ()
     shadows: tuple[tuple[str, float], ...] = ()
+    checked: float = 0.0
     _versions: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _seed: int = field(init=False, repr=False, compare=False)
     _limits: tuple[tuple[int, int, str], ...] = field(init=False, repr=False, compare=False)
+    _checks: tuple[tuple[int, int, str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for version, share in (*self.challengers, *self.shadows):
+        for version, share in (*self.challengers, *self.shadows, (self.champion, self.checked)):
             if not 0.0 <= share <= 1.0:
                 raise BadRequest(f"The share of version {version} is from 0 to 1, not {share}.")
         versions = [version for version, _ in self.challengers]
@@ -62,8 +65,14 @@ class Split:
         put(self, "_versions", (*versions, self.champion))
         put(self, "_ends", tuple(min(_WHOLE, round(end * _WHOLE)) for end in ends))
         put(self, "_seed", _seed(self.id))
-        limits = ((_seed(f"{self.id}/{version}"), round(share * _WHOLE), version) for version, share in self.shadows)
-        put(self, "_limits", tuple(limit for limit in limits if limit[1]))
+        put(self, "_limits", self._drawn(self.shadows))
+        put(self, "_checks", self._drawn(((self.champion, self.checked),)))
+
+    def _drawn(self, shares: tuple[tuple[str, float], ...]) -> tuple[tuple[int, int, str], ...]:
+        """Seed, upper end and version of each share."""
+        return tuple(
+            (_seed(f"{self.id}/{version}"), round(share * _WHOLE), version) for version, share in shares if share
+        )
 
     def serves(self, key: str) -> str:
         """The version that serves whoever `key` names: a user or a request."""
@@ -73,9 +82,9 @@ class Split:
         drawn = (crc32(key.encode()) ^ self._seed) * _ODD & _MASK
         return self._versions[bisect_right(ends, (drawn ^ drawn >> 29) * _ODDER & _MASK)]
 
-    def mirrors(self, key: str) -> tuple[str, ...]:
-        """The versions that answer a request of the champion as well; `key` is the request's id."""
-        limits = self._limits
+    def mirrors(self, key: str, serving: str) -> tuple[str, ...]:
+        """The versions that answer a request as well that `serving` serves; `key` is the request's id."""
+        limits = self._limits if serving == self.champion else self._checks
         if not limits:
             return ()
         hashed = crc32(key.encode())
@@ -95,6 +104,7 @@ def split_of(rollout: Rollout) -> Split:
         rollout.champion,
         ((version, rollout.share),) if rollout.share else (),
         ((version, rollout.mirrored),) if rollout.mirrored else (),
+        rollout.checked,
     )
 
 

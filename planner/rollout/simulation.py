@@ -22,13 +22,17 @@ CHAMPION, CHALLENGER = "1", "2"
 _LATEST = 6.0  # mean delays that a run goes on after its last request
 _WORST_TAIL = 30.0
 
+_Bools = NDArray[np.bool_]
+_Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True, slots=True)
 class World:
     """What is true, unknown to the controller. Wrong and failing are shares of the requests; the challenger takes
     `slower` times as long; `alike` is the share of requests whose difficulty decides for both versions. `fails_served`
     and `wrong_served` are added to its failures and errors where its answers count (nothing of it is seen in the
-    shadow). Of the answers, `judged` get a truth, after `delay_s` on average (exponential)."""
+    shadow). Of the answers, `judged` get a truth, after `delay_s` on average (exponential). With `n_users`, these stay
+    with a version each, and are unlike in how hard, risky and large their requests are; else each request is drawn."""
 
     name: str
     wrong: float = 0.10
@@ -41,6 +45,7 @@ class World:
     alike: float = 0.7
     judged: float = 0.95
     delay_s: float = 20.0
+    n_users: int = 0
     per_s: int = 100
     n_requests: int = 100_000
 
@@ -52,6 +57,7 @@ WORLDS = (
     World("5 points worse when served", wrong_served=0.05),
     World("fails 1 % when served", fails_served=0.01),
     World("equally good"),
+    World("equally good, 200 users", n_users=200),
     World("3 points better", challenger_wrong=0.07),
 )
 
@@ -79,7 +85,8 @@ class _Truths:
 
     champion: tuple[int, int] = (0, 0)  # judged, right
     challenger: tuple[int, int] = (0, 0)
-    pairs: tuple[int, int, int, int] = (0, 0, 0, 0)  # judged, challenger alone right, champion alone, both
+    mirrored: tuple[int, int, int, int] = (0, 0, 0, 0)  # judged, challenger alone right, champion alone, both
+    checked: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 class _Traffic:
@@ -91,6 +98,8 @@ class _Traffic:
         self._span = 0
         self.n_requests = 0
         self.n_hurt = 0
+        self._users = rng.gamma(1.0, 1.0, (3, world.n_users))  # how hard, risky and large their requests are
+        self._drawn = rng.random(world.n_users)
 
     def next(self, rollout: Rollout) -> list[Observation | Pairs]:
         """What is seen in the next span."""
@@ -98,69 +107,77 @@ class _Traffic:
         n = min(round(world.per_s * self._every_s), world.n_requests - self.n_requests)
         now = self._truths.pop(self._span, _Truths())
         self._span += 1
-        tried = rng.random(n) < rollout.share
+        drawn, hard, risky, large = rng.random(n), 1.0, 1.0, 1.0
+        if world.n_users:
+            user = rng.integers(0, world.n_users, n)
+            drawn, (hard, risky, large) = self._drawn[user], self._users[:, user]
+        tried = drawn < rollout.share
         mirrored = ~tried & (rng.random(n) < rollout.mirrored)
-        alone = ~tried & ~mirrored
+        checked = tried & (rng.random(n) < rollout.checked)
+        alone, alone_tried = ~tried & ~mirrored, tried & ~checked
         difficulty, other = rng.random((2, n))
         other = np.where(rng.random(n) < world.alike, difficulty, other)
-        right = difficulty >= world.wrong
-        challenger_right = other >= world.challenger_wrong + world.wrong_served * tried
-        ok = rng.random(n) >= world.fails
-        challenger_ok = rng.random(n) >= world.challenger_fails + world.fails_served * tried
-        size = 10.0 * np.exp(rng.normal(0.0, 0.5, n))
+        right = difficulty >= world.wrong * hard
+        challenger_right = other >= (world.challenger_wrong + world.wrong_served * tried) * hard
+        ok = rng.random(n) >= world.fails * risky
+        challenger_ok = rng.random(n) >= (world.challenger_fails + world.fails_served * tried) * risky
+        size = 10.0 * large * np.exp(rng.normal(0.0, 0.5, n))
         took_ms, challenger_ms = size * _noise(n, rng), world.slower * size * _noise(n, rng)
-        both = mirrored & ok & challenger_ok
         agree = (right & challenger_right) | (~right & ~challenger_right & (rng.random(n) < 0.5))
+        both_ok = ok & challenger_ok
         judged = rng.random(n) < world.judged
         late = np.floor((rng.random(n) * self._every_s + rng.exponential(world.delay_s, n)) / self._every_s)
-        kinds = np.select([alone & ok, tried & challenger_ok, both], [0, 1, 2], 3)
+        kinds = np.select([alone & ok, alone_tried & challenger_ok, mirrored & both_ok, checked & both_ok], range(4), 4)
         codes = 4 * kinds + 2 * right + challenger_right
-        known = judged & (kinds < 3)
+        known = judged & (kinds < 4)
         self._file(late[known], codes[known])
-        n_tried = int(tried.sum())
         self.n_requests += n
-        self.n_hurt += n_tried
-        n_judged, n_right, n_champion_right, n_both_right = now.pairs
-        return [
-            Observation(
-                CHAMPION, int(alone.sum()), int((alone & ~ok).sum()), Latencies.of(took_ms[alone & ok]), *now.champion
-            ),
-            Observation(
-                CHALLENGER,
-                n_tried,
-                int((tried & ~challenger_ok).sum()),
-                Latencies.of(challenger_ms[tried & challenger_ok]),
-                *now.challenger,
-            ),
-            Pairs(
-                n=int(mirrored.sum()),
-                n_failed=int((mirrored & ~challenger_ok & ok).sum()),
-                n_champion_failed=int((mirrored & ~ok & challenger_ok).sum()),
-                n_both_failed=int((mirrored & ~ok & ~challenger_ok).sum()),
-                n_compared=int(both.sum()),
-                n_agreed=int((both & agree).sum()),
+        self.n_hurt += int(tried.sum())
+
+        def served(version: str, of: _Bools, well: _Bools, ms: _Floats, truths: tuple[int, int]) -> Observation:
+            return Observation(version, int(of.sum()), int((of & ~well).sum()), Latencies.of(ms[of & well]), *truths)
+
+        def pairs(of: _Bools, truths: tuple[int, int, int, int], served: bool) -> Pairs:
+            n_judged, n_right, n_champion_right, n_both_right = truths
+            return Pairs(
+                n=int(of.sum()),
+                n_failed=int((of & ~challenger_ok & ok).sum()),
+                n_champion_failed=int((of & ~ok & challenger_ok).sum()),
+                n_both_failed=int((of & ~ok & ~challenger_ok).sum()),
+                n_compared=int((of & both_ok).sum()),
+                n_agreed=int((of & both_ok & agree).sum()),
                 n_judged=n_judged,
                 n_right=n_right,
                 n_champion_right=n_champion_right,
                 n_both_right=n_both_right,
-                latencies=Latencies.of(challenger_ms[mirrored & challenger_ok]),
-                champion_latencies=Latencies.of(took_ms[mirrored & ok]),
-            ),
+                latencies=Latencies.of(challenger_ms[of & challenger_ok]),
+                champion_latencies=Latencies.of(took_ms[of & ok]),
+                served=served,
+            )
+
+        return [
+            served(CHAMPION, alone, ok, took_ms, now.champion),
+            served(CHALLENGER, alone_tried, challenger_ok, challenger_ms, now.challenger),
+            pairs(mirrored, now.mirrored, served=False),
+            pairs(checked, now.checked, served=True),
         ]
 
     def _file(self, late: NDArray[np.float64], codes: NDArray[np.int_]) -> None:
-        """Puts the truths of this span where they will come: `late` spans after the next, one of 12 kinds each."""
+        """Puts the truths of this span where they will come: `late` spans after the next, one of 16 kinds each."""
         spans, where = np.unique(late.astype(int), return_inverse=True)
-        counts = np.bincount(where * 12 + codes, minlength=12 * len(spans)).reshape(-1, 12)
-        for span, (a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3) in zip(spans.tolist(), counts.tolist(), strict=True):
+        counts = np.bincount(where * 16 + codes, minlength=16 * len(spans)).reshape(-1, 4, 4)
+        for span, of_span in zip(spans.tolist(), counts, strict=True):
+            # Columns: both wrong, the challenger alone right, the champion alone, both right.
+            alone, tried, mirrored, checked = of_span
             entry = self._truths[self._span + span]
-            entry.champion = _sum(entry.champion, (a0 + a1 + a2 + a3, a2 + a3))
-            entry.challenger = _sum(entry.challenger, (b0 + b1 + b2 + b3, b1 + b3))
-            entry.pairs = _sum(entry.pairs, (c0 + c1 + c2 + c3, c1, c2, c3))
+            entry.champion = _sum(entry.champion, (alone.sum(), alone[2] + alone[3]))
+            entry.challenger = _sum(entry.challenger, (tried.sum(), tried[1] + tried[3]))
+            entry.mirrored = _sum(entry.mirrored, (mirrored.sum(), *mirrored[1:]))
+            entry.checked = _sum(entry.checked, (checked.sum(), *checked[1:]))
 
 
-def _sum(one: tuple[int, ...], other: tuple[int, ...]) -> Any:
-    return tuple(a + b for a, b in zip(one, other, strict=True))
+def _sum(one: tuple[int, ...], other: tuple[Any, ...]) -> Any:
+    return tuple(a + int(b) for a, b in zip(one, other, strict=True))
 
 
 def simulate(world: World, plan: RolloutPlan, seed: int, every_s: float = 5.0) -> Result:

@@ -31,7 +31,13 @@ def served(
 
 
 def mirrored(
-    n: int, failed: int = 0, wrong: int = 0, agreed: int | None = None, judged: int | None = None, slower: float = 1.0
+    n: int,
+    failed: int = 0,
+    wrong: int = 0,
+    agreed: int | None = None,
+    judged: int | None = None,
+    slower: float = 1.0,
+    checked: bool = False,
 ) -> Pairs:
     """Pairs in which the champion does no harm."""
     answered = n - failed
@@ -46,6 +52,7 @@ def mirrored(
         n_both_right=judged - wrong,
         latencies=spread(answered, slower),
         champion_latencies=spread(n),
+        served=checked,
     )
 
 

@@ -38,6 +38,15 @@ def test_rates_are_those_of_all_outcomes() -> None:
     assert seen["agreement"].challenger == pytest.approx(30 / 90)
 
 
+def test_checked_requests_count_as_served_and_mirrored_ones_do_not() -> None:
+    mirrored_only = with_pairs(no_evidence(PLAN), mirrored(100, failed=9))
+    assert (found(mirrored_only)["errors served"].n_challenger, mirrored_only.errors.challenger) == (0, Tally(100, 9))
+    checked = found(with_pairs(mirrored_only, mirrored(50, failed=4, wrong=5, checked=True)))
+    assert (checked["errors served"].challenger, checked["errors served"].n_challenger) == (0.08, 50)
+    assert checked["accuracy served"].challenger == 5 / 46
+    assert checked["errors"].n_challenger == 150
+
+
 def test_what_only_the_champion_got_right_counts_against_the_challenger() -> None:
     evidence = with_pairs(no_evidence(PLAN), mirrored(400, wrong=60))
     assert found(evidence)["accuracy"].verdict == "worse"

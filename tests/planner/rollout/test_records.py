@@ -18,7 +18,8 @@ from planner.rollout.records import Observation, Pairs, RolloutPlan, RolloutStep
         ({"share": True}, "share is a number"),
         ({"share": float("nan")}, "share is a number"),
         ({"share": 0.0}, "mirrors some requests"),
-        ({"share": 0.1, "mirrored": 0.95}, "0.95 are mirrored"),
+        ({"share": 0.1, "mirrored": 0.95, "checked": 0.5}, "0.95 is mirrored"),
+        ({"share": 0.1, "checked": 1.5}, "checked is a number from 0 to 1"),
         ({"share": 0.1, "mirrored": 1.5}, "mirrored is a number from 0 to 1"),
         ({"share": 0.1, "min_outcomes": 0}, "min_outcomes is a count of at least 1"),
         ({"share": 0.1, "min_outcomes": 1.5}, "min_outcomes is a count"),
@@ -93,4 +94,6 @@ def test_observations_and_pairs_add_up() -> None:
     with pytest.raises(BadRequest, match="do not add"):
         one.plus(Observation("2"))
     pairs = Pairs(5, 1, 1, 1, 2, 1, 4, 1, 1, 1, Latencies({1: 3}), Latencies({2: 3}))
+    with pytest.raises(BadRequest, match="do not add"):
+        pairs.plus(Pairs(served=True))
     assert pairs.plus(pairs) == Pairs(10, 2, 2, 2, 4, 2, 8, 2, 2, 2, Latencies({1: 6}), Latencies({2: 6}))

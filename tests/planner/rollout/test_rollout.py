@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from planner.errors import BadRequest, Conflict, FenixError, NotFound
-from planner.rollout.records import Decision, Event, Observation, Rollout, RolloutPlan, RolloutStep
+from planner.rollout.records import Decision, Event, Observation, Pairs, Rollout, RolloutPlan, RolloutStep
 from planner.rollout.rollout import (
     abort,
     decide,
@@ -84,8 +84,8 @@ def test_a_good_challenger_goes_through_all_steps_to_the_champion() -> None:
         (mirrored(2000, agreed=600), "agrees with the champion on 30.0% of the answers, not 50.0%"),
     ],
 )
-def test_a_bad_challenger_is_rolled_back_out_of_the_shadow(bad: object, said: str) -> None:
-    rollout = observe(begun(), [bad])  # type: ignore[list-item]
+def test_a_bad_challenger_is_rolled_back_out_of_the_shadow(bad: Pairs, said: str) -> None:
+    rollout = observe(begun(), [bad])
     decision = decide(rollout, 1001.0)
     assert decision.action == "roll_back"
     assert said in decision.reason
@@ -138,7 +138,7 @@ def test_a_rollout_that_proves_nothing_in_time_is_given_up() -> None:
 def test_beyond_the_careful_share_only_goes_who_has_shown_to_be_no_worse() -> None:
     rollout = decided(observe(begun(), [mirrored(100)]), 1010.0)
     assert rollout.share == 0.05
-    rollout = observe(rollout, [served("2", 3000, judged=0), served("3", 2000, judged=0)])
+    rollout = observe(rollout, [mirrored(2000, judged=0, checked=True)])
     decision = decide(rollout, 1060.0)
     assert decision.action == "keep"
     assert "accuracy is not shown to hold" in decision.reason
@@ -160,10 +160,7 @@ def test_without_truth_a_challenger_is_promoted_only_if_the_plan_says_so(require
     now_s = 1000.0
     for _ in range(40):
         now_s += 60.0
-        if rollout.stage == "shadow":
-            seen = [mirrored(500, judged=0)]
-        else:
-            seen = [served("2", 3000, judged=0), served("3", 500, judged=0)]
+        seen = [mirrored(500, judged=0, checked=rollout.stage == "canary")]
         rollout = decided(observe(rollout, seen), now_s)
     assert (rollout.stage, rollout.step) == (("canary", 1) if require_truth else ("champion", 2))
 
@@ -174,6 +171,13 @@ def test_without_truth_agreement_that_is_not_shown_holds_it_back() -> None:
     rollout = decided(rollout, 1100.0)
     rollout = observe(rollout, [served("2", 3000, judged=0), served("3", 3000, judged=0)])
     assert "agreement is not shown to hold" in decide(rollout, 1200.0).reason
+
+
+def test_checked_requests_carry_a_canary_on() -> None:
+    rollout = observe(shown(), [mirrored(2000, checked=True), mirrored(700)])
+    assert rollout.n_in_step == 2000
+    assert decide(rollout, 1200.0).action == "step"
+    assert decide(observe(shown(), [mirrored(300, failed=12, checked=True)]), 1100.0).action == "roll_back"
 
 
 def test_harm_that_begins_with_the_canary_is_found_soon() -> None:
@@ -296,7 +300,8 @@ class Lives(RuleBasedStateMachine):
     @rule(n=st.integers(0, 3000), bad=st.sampled_from([0.0, 0.0, 0.0, 0.05, 0.5]), slower=st.sampled_from([1.0, 2.0]))
     def see(self, n: int, bad: float, slower: float) -> None:
         failed = round(n * bad)
-        seen = [served("3", n, failed, slower=slower), mirrored(n, failed)]
+        seen: list[Observation | Pairs] = [served("3", n, failed, slower=slower), mirrored(n, failed)]
+        seen.append(mirrored(n, failed, checked=True))
         if self.rollout.running:
             seen.append(served("2", 2 * n))
         self.take(lambda: observe(self.rollout, seen))

@@ -157,8 +157,8 @@ def test_a_better_challenger_is_never_called_worse() -> None:
 def test_pairs_may_come_in_batches_of_any_size() -> None:
     whole = Comparison(0.01, 0.1).update_pairs(100, 9, 4, 3)
     parts = Comparison(0.01, 0.1).update_pairs(60, 9, 0, 1).update_pairs(0, 0, 0).update_pairs(40, 0, 4, 2)
-    assert parts.sides.worse.pairs == pytest.approx(whole.sides.worse.pairs)
-    assert parts.sides.not_worse.pairs == pytest.approx(whole.sides.not_worse.pairs)
+    assert parts.sides.worse.shadow == pytest.approx(whole.sides.worse.shadow)
+    assert parts.sides.not_worse.shadow == pytest.approx(whole.sides.not_worse.shadow)
     assert (parts.champion, parts.challenger) == (whole.champion, whole.challenger) == (Tally(100, 7), Tally(100, 12))
 
 
@@ -175,12 +175,12 @@ def test_evidence_of_two_gateways_is_that_of_both() -> None:
     assert both.champion == Tally(600, 1)
     assert both.challenger == Tally(120, 4)
     assert both.waiting == (Tally(90, 0), Tally())
-    assert both.sides.worse.pairs == other.sides.worse.pairs
-    assert both.sides.worse.groups == one.sides.worse.groups
+    assert both.sides.worse.shadow == other.sides.worse.shadow
+    assert both.sides.worse.served == one.sides.worse.served
     assert one.merged(Comparison(0.002, 0.001).update(Tally(), Tally(4, 4))).challenger == Tally(20, 1)
     level = Level(0.5).update(Tally(10, 2)).merged(Level(0.5).update(Tally(10, 3)))
     assert level.tally == Tally(20, 5)
-    assert level.sides.worse.pairs == pytest.approx(Level(0.5).update(Tally(20, 5)).sides.worse.pairs)
+    assert level.sides.worse.shadow == pytest.approx(Level(0.5).update(Tally(20, 5)).sides.worse.shadow)
 
 
 def test_what_goes_wrong_late_is_found_as_soon_as_after_a_restart() -> None:
@@ -228,3 +228,13 @@ def test_counts_that_cannot_be_are_refused() -> None:
         Tally(3, 4)
     with pytest.raises(BadRequest, match="cannot all be harms"):
         Comparison(0.01, 0.1).update_pairs(10, 6, 5)
+
+
+def test_pairs_that_the_challenger_served_count_as_served() -> None:
+    mirrored = Comparison(0.01, 0.1).update_pairs(100, 9, 4)
+    checked = Comparison(0.01, 0.1).update_pairs(100, 9, 4, served=True)
+    assert checked.sides.worse.served == mirrored.sides.worse.shadow
+    assert (checked.champion, checked.challenger) == (mirrored.champion, mirrored.challenger)
+    assert checked.sides.log_e_worse(5) > mirrored.sides.log_e_worse(5)
+    rates = Comparison(0.01, 0.1).update_mirrored(Tally(100, 4), Tally(100, 9), served=True)
+    assert rates.sides.worse.shadow == Comparison(0.01, 0.1).sides.worse.shadow != rates.sides.worse.served

@@ -52,12 +52,12 @@ def test_the_choice_is_the_same_in_every_process() -> None:
     script = (
         "from planner.rollout.shares import Split; "
         "s = Split('digits:2:0.0', '1', (('2', 0.3),), (('2', 0.4),)); "
-        "print([(s.serves(str(i)), s.mirrors(str(i))) for i in range(50)])"
+        "print([(s.serves(str(i)), s.mirrors(str(i), '1')) for i in range(50)])"
     )
     root = Path(__file__).parents[3]
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root).stdout
     split = Split("digits:2:0.0", "1", (("2", 0.3),), (("2", 0.4),))
-    assert said.strip() == str([(split.serves(str(i)), split.mirrors(str(i))) for i in range(50)])
+    assert said.strip() == str([(split.serves(str(i)), split.mirrors(str(i), "1")) for i in range(50)])
 
 
 def test_other_users_try_the_next_rollout() -> None:
@@ -68,15 +68,24 @@ def test_other_users_try_the_next_rollout() -> None:
 
 def test_who_is_mirrored_does_not_hang_on_who_is_served() -> None:
     split = Split("id", "1", (("2", 0.5),), (("2", 0.5), ("3", 0.1)))
-    seen = Counter((split.serves(user), "2" in split.mirrors(user)) for user in USERS)
+    seen = Counter((split.serves(user), "2" in split.mirrors(user, "1")) for user in USERS)
     assert all(abs(n - len(USERS) / 4) < 4.0 * (len(USERS) * 3 / 16) ** 0.5 for n in seen.values())
-    third = sum("3" in split.mirrors(user) for user in USERS)
+    third = sum("3" in split.mirrors(user, "1") for user in USERS)
     assert abs(third - 0.1 * len(USERS)) < 4.0 * (0.09 * len(USERS)) ** 0.5
 
 
 def test_all_are_mirrored_when_the_plan_says_all() -> None:
-    assert all(Split("id", "1", (), (("2", 1.0),)).mirrors(user) == ("2",) for user in USERS[:1000])
-    assert Split("id", "1", (), (("2", 0.0),)).mirrors("anybody") == ()
+    assert all(Split("id", "1", (), (("2", 1.0),)).mirrors(user, "1") == ("2",) for user in USERS[:1000])
+    assert Split("id", "1", (), (("2", 0.0),)).mirrors("anybody", "1") == ()
+
+
+def test_the_champion_checks_its_share_of_what_the_challenger_serves() -> None:
+    split = Split("id", "1", (("2", 0.5),), (("2", 1.0),), checked=0.2)
+    assert {split.mirrors(user, "2") for user in USERS[:1000]} == {(), ("1",)}
+    n = sum(split.mirrors(user, "2") == ("1",) for user in USERS)
+    assert abs(n - 0.2 * len(USERS)) < 4.0 * (0.16 * len(USERS)) ** 0.5
+    assert all(Split("id", "1", (("2", 0.5),), (), 1.0).mirrors(user, "2") == ("1",) for user in USERS[:1000])
+    assert Split("id", "1", (("2", 0.5),)).mirrors("anybody", "2") == ()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +102,7 @@ def test_the_split_of_a_rollout_follows_its_stage() -> None:
     assert split_of(shadow) == Split(shadow.id, "1", (), (("2", 0.7),))
     assert split_of(promote(shadow, 1.0, by="ada")) == Split(shadow.id, "2")
     canary_first = start("digits", "1", "2", RolloutPlan(steps=plan.steps[1:]), 0.0)
-    assert split_of(canary_first) == Split(canary_first.id, "1", (("2", 0.2),), (("2", 0.1),))
+    assert split_of(canary_first) == Split(canary_first.id, "1", (("2", 0.2),), (("2", 0.1),), 1.0)
 
 
 def test_better_versions_get_more() -> None:
