@@ -33,15 +33,14 @@ from planner.errors import (
     Overloaded,
 )
 from planner.features import Array, Rows
+from planner.pace import Pace
 from planner.plans import Answer, Plan, PlanSet
-from planner.tokens import Escort, Token
+from planner.tokens import Ahead, Escort, Token
 
 MOST_UNDER_WAY = 64  # groups of one convoy; far fewer are, where they stand in lines
 MOST_ROWS = 256  # of one group
 MOST_WAITING_ROWS = 65_536
 CROWD = 2  # rows that leave, for each that stands in line already: each group costs the gateway something
-PACE_S = 0.25  # over which the pace of a convoy is measured
-TRIPS, MOST_TRIPS = 32, 0.85  # that are remembered; the share that is taken for most of them
 
 # Plan, inputs, token, alternative plans -> what `Dispatcher.dispatch` gives.
 Dispatch = Callable[[Plan, Mapping[str, Array], Token, Sequence[Plan]], Coroutine[Any, Any, Answer]]
@@ -96,47 +95,71 @@ def share_of(answer: Answer, start: int, stop: int) -> Answer:
 class _Group(Escort):
     """Riders that left together, and what brings them."""
 
-    __slots__ = ("_lines", "has_stood", "n_rows", "riders", "task", "timer")
+    __slots__ = ("_first", "_lines", "n_rows", "riders", "task", "timer", "token")
 
     def __init__(self, riders: list[Rider], lines: _Lines) -> None:
         self.riders = riders
         self.n_rows = sum([rider.n_rows for rider in riders])
-        self.has_stood = False
+        self.token = riders[0].token
         self._lines = lines
+        self._first: frozenset[Ahead] | None = lines.set_out(self.n_rows, self.token)  # until it stands in a line
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         for rider in riders:
             rider.group = self
 
-    def waits(self, line: object, n_rows: int, batch_rows: int) -> None:
-        if not self.has_stood:
-            self.has_stood = True
-            self._lines.setting_out -= self.n_rows
+    def waits(self, line: Ahead, n_rows: int, batch_rows: int) -> None:
+        if self._first is not None:
+            self._lines.first = self._lines.first | {line}
+            self.stood()
         self._lines.waits(line, n_rows, batch_rows)
 
-    def goes(self, line: object, n_rows: int) -> None:
+    def goes(self, line: Ahead, n_rows: int) -> None:
         self._lines.goes(line, n_rows)
+
+    def stood(self) -> None:
+        """It has come to a line, or never will."""
+        if self._first is not None:
+            self._lines.came(self.n_rows, self.token, self._first)
+            self._first = None
 
 
 class _Lines:
-    """Where the rows of a convoy stand, and how many of them may join those."""
+    """Where the rows of a convoy stand, with those of others, and how many may join them."""
 
-    __slots__ = ("_call_rows", "_fit_rows", "_moved", "_standing", "_went", "setting_out")
+    __slots__ = ("_call_rows", "_fit_rows", "_full", "_known", "_moved", "_setting_out", "_standing", "_went", "first")
 
     def __init__(self, moved: Callable[[], None]) -> None:
-        """`moved` is called when a line became shorter."""
+        """`moved` is called when there is room again."""
         self._moved = moved
-        self._standing: dict[object, int] = {}
-        self._went: dict[object, tuple[int, int]] = {}  # in this turn of the loop; and how many were left behind
+        self._known: dict[Ahead, None] = {}  # lines that rows of ours have stood in
+        self.first: frozenset[Ahead] = frozenset()  # those that groups came to first
+        self._full = False  # one of them is, and will tell when it is not
+        self._standing: dict[Ahead, int] = {}
+        self._went: dict[Ahead, tuple[int, int]] = {}  # in this turn of the loop; and how many were left behind
         self._call_rows = MOST_ROWS
         self._fit_rows = float(MOST_ROWS)  # of ours that go in one call, beside those of others
-        self.setting_out = 0  # rows of groups that have left, and came to no line yet
+        self._setting_out = 0  # rows of groups that have left, and came to no line yet
 
-    def waits(self, line: object, n_rows: int, batch_rows: int) -> None:
+    def set_out(self, n_rows: int, token: Token) -> frozenset[Ahead]:
+        """A group leaves. Returns the lines that expect it."""
+        self._setting_out += n_rows
+        for line in self.first:
+            line.expect(n_rows, token)
+        return self.first
+
+    def came(self, n_rows: int, token: Token, expecting: frozenset[Ahead]) -> None:
+        """A group is at its first line, or done without having stood in one."""
+        self._setting_out -= n_rows
+        for line in expecting:
+            line.expect(-n_rows, token)
+
+    def waits(self, line: Ahead, n_rows: int, batch_rows: int) -> None:
+        self._known[line] = None
         self._standing[line] = self._standing.get(line, 0) + n_rows
         self._call_rows = min(self._call_rows, batch_rows)
 
-    def goes(self, line: object, n_rows: int) -> None:
+    def goes(self, line: Ahead, n_rows: int) -> None:
         left = self._standing.get(line, 0) - n_rows
         if left > 0:
             self._standing[line] = left
@@ -158,58 +181,24 @@ class _Lines:
     def clear(self) -> None:
         """Nothing is on its way any more."""
         self._standing.clear()
-        self.setting_out = 0
 
-    def room(self, n_waiting: int) -> int:
-        """How many of so many rows may leave now, in one group."""
-        standing = self.setting_out + max(self._standing.values(), default=0)
-        if CROWD * standing > n_waiting or standing >= self._call_rows:
+    def room(self, n_waiting: int, token: Token) -> int:
+        """How many of so many rows, all with tokens like this one, may leave now in one group."""
+        standing = self._setting_out + max(self._standing.values(), default=0)
+        if self._full or CROWD * standing > n_waiting or standing >= self._call_rows:
             return 0
-        fit = min(MOST_ROWS, math.ceil(self._fit_rows))
-        return min(fit, self._call_rows - standing) if standing else fit
+        room = self._call_rows - standing if standing else self._call_rows
+        for line in self._known:
+            room = min(room, line.room(token))
+            if room <= 0:
+                self._full = True
+                line.when_moved(token, self._unblock)
+                return 0
+        return min(room, MOST_ROWS, math.ceil(self._fit_rows))
 
-
-class _Pace:
-    """How fast a convoy gets on while others wait, and how long its groups are on their way.
-
-    What it knows is old after some time: who is refused for it does not show how things are now.
-    """
-
-    __slots__ = ("_busy_s", "_last_s", "_old_s", "_rows", "_trips", "trip_s")
-
-    def __init__(self) -> None:
-        self.trip_s = 0.0  # that most of the last trips did not take; 0 is unknown
-        self._trips: deque[float] = deque(maxlen=TRIPS)
-        self._old_s = math.inf  # when all of it is old
-        self._rows = self._busy_s = 0.0
-        self._last_s: float | None = None  # when the last group came back, if somebody waited then
-
-    @property
-    def rows_per_s(self) -> float:
-        """0 where it is not known."""
-        return self._rows / self._busy_s if self._busy_s else 0.0
-
-    def back(self, n_rows: int, left_s: float, now_s: float, others_wait: bool) -> None:
-        """A group of `n_rows` that left at `left_s` is back."""
-        since_s = left_s if self._last_s is None else self._last_s
-        kept = math.exp((since_s - now_s) / PACE_S)
-        self._rows = kept * self._rows + n_rows
-        self._busy_s = kept * self._busy_s + max(now_s - since_s, 1e-4)
-        self._last_s = now_s if others_wait else None
-        self.took(now_s - left_s, now_s)
-
-    def took(self, trip_s: float, now_s: float) -> None:
-        """A group was on its way for so long, whatever became of it."""
-        if now_s > self._old_s:
-            self._trips.clear()
-        self._trips.append(trip_s)
-        self.trip_s = sorted(self._trips)[int(MOST_TRIPS * len(self._trips))]
-        self._old_s = now_s + max(2.0 * PACE_S, 4.0 * self.trip_s)
-
-    def wait_s(self, rows_ahead: int, now_s: float) -> float:
-        """How long one should expect to wait for its answer behind so many rows."""
-        rate = self.rows_per_s
-        return (rows_ahead / rate if rate else 0.0) + (self.trip_s if now_s <= self._old_s else 0.0)
+    def _unblock(self) -> None:
+        self._full = False
+        self._moved()
 
 
 class Convoy:
@@ -223,7 +212,7 @@ class Convoy:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Rider] = deque()
         self._waiting_rows = 0
-        self._pace = _Pace()
+        self._pace = Pace()
         self._lines = _Lines(self._look)
         self._halves: deque[list[Rider]] = deque()  # of groups that failed: they leave before all others
         self._called = False  # `_leave` comes at the end of this turn
@@ -249,6 +238,7 @@ class Convoy:
         if self._may_leave():
             self._call()
         else:
+            self._pace.waits(perf_counter())
             self._watch_waiting()
 
     def abandon(self, rider: Rider) -> None:
@@ -275,7 +265,10 @@ class Convoy:
         """Whether anybody may, now."""
         if len(self._under_way) >= MOST_UNDER_WAY:
             return False
-        return bool(self._halves) or (bool(self._waiting) and self._lines.room(self._waiting_rows) > 0)
+        return bool(self._halves) or (bool(self._waiting) and self._room() > 0)
+
+    def _room(self) -> int:
+        return self._lines.room(self._waiting_rows, self._waiting[0].token) if self._waiting else 0
 
     def _look(self) -> None:
         """Things have moved."""
@@ -294,14 +287,13 @@ class Convoy:
             self._look()  # others want a turn of the loop too
             return
         while self._may_leave():
-            self._start(self._next(self._lines.room(self._waiting_rows)))
+            self._start(self._next(self._room()))
         self._watch_waiting()
 
     def _start(self, riders: list[Rider]) -> None:
         if not riders:
             return
         group = _Group(riders, self._lines)
-        self._lines.setting_out += group.n_rows
         # A context of its own: the request that happens to be first may be cancelled, the group must not be.
         group.task = self._loop.create_task(self._go(group), context=contextvars.Context())
         self._under_way.add(group.task)
@@ -309,8 +301,7 @@ class Convoy:
 
     def _returned(self, group: _Group, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        if not group.has_stood:
-            self._lines.setting_out -= group.n_rows
+        group.stood()
         if not self._under_way:
             self._lines.clear()
         self._look()
@@ -328,16 +319,19 @@ class Convoy:
                 elif not rider.token.gone:
                     riders.append(rider)
             return riders
+        soonest_s = now_s + self._pace.trip_s(perf_counter(), 0.5)
         while self._waiting and (not riders or n_rows + self._waiting[0].n_rows <= most_rows):
             rider = self._waiting.popleft()
             self._waiting_rows -= rider.n_rows
             if rider.token.gone:
                 continue
-            if rider.token.late(now_s):
+            if rider.token.late(soonest_s):
                 rider.fail(_late())
                 continue
             riders.append(rider)
             n_rows += rider.n_rows
+        # More could have left, had they been there.
+        self._pace.left(n_rows if self._waiting else max(n_rows, most_rows), perf_counter(), bool(self._waiting))
         return riders
 
     def _go_now(self, riders: list[Rider]) -> None:
@@ -349,7 +343,8 @@ class Convoy:
             running.send(None)
         except StopIteration as end:
             _tell(riders, end.value, self._loop.time())
-            self._pace.back(sum([rider.n_rows for rider in riders]), left_s, perf_counter(), bool(self._waiting))
+            now_s = perf_counter()
+            self._pace.took(now_s - left_s, now_s)
         except FenixError as error:
             if _may_be_one(riders, error):
                 half = len(riders) // 2
@@ -370,7 +365,8 @@ class Convoy:
         try:
             answer = await self._run(riders, group)
             _tell(riders, answer, self._loop.time())
-            self._pace.back(sum([rider.n_rows for rider in riders]), left_s, perf_counter(), bool(self._waiting))
+            now_s = perf_counter()
+            self._pace.took(now_s - left_s, now_s)
         except FenixError as error:
             if _may_be_one(riders, error):
                 half = len(riders) // 2
@@ -382,7 +378,8 @@ class Convoy:
                 _refuse(riders, error)
         except asyncio.CancelledError:
             # Either all of them have gone, or something on the way was ended for reasons of its own.
-            self._pace.took(perf_counter() - left_s, perf_counter())
+            now_s = perf_counter()
+            self._pace.took(now_s - left_s, now_s)
             _refuse(riders, ExtensionUnavailable("the call was ended before its answer came.", hint="Send it again."))
             raise
         except Exception as error:  # whatever happens, nobody may wait for ever

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from planner.goals import Terms
 
 PATIENCE_S = 60.0  # how long a request without a deadline may take
+
+
+class Ahead(Protocol):
+    """A line before an extension, as those see it who are not there yet."""
+
+    def room(self, token: Token) -> int:
+        """How many more rows with tokens like this one would find a place in the next call; at most what it takes."""
+
+    def expect(self, n_rows: int, token: Token) -> None:
+        """So many rows have set out for here; fewer than 0: so many of them have come, or will not."""
+
+    def when_moved(self, token: Token, tell: Callable[[], None]) -> None:
+        """Calls `tell` once when there may be room again; who is more urgent hears of it first."""
 
 
 class Escort(ABC):
@@ -16,11 +31,11 @@ class Escort(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def waits(self, line: object, n_rows: int, batch_rows: int) -> None:
+    def waits(self, line: Ahead, n_rows: int, batch_rows: int) -> None:
         """So many of its rows stand in a line, whose calls take `batch_rows` at a time."""
 
     @abstractmethod
-    def goes(self, line: object, n_rows: int) -> None:
+    def goes(self, line: Ahead, n_rows: int) -> None:
         """So many of them stand there no more: their call begins, or they were dropped."""
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,7 +25,7 @@ from planner.errors import (
 from planner.features import Array
 from planner.policies.greedy import Greedy
 from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
-from planner.tokens import Escort, Token
+from planner.tokens import Ahead, Escort, Token
 from tests.planner.doubles import PacedCalls, Work, card, failing, plus
 
 NAME = ExtensionId("plus@1")
@@ -81,11 +82,77 @@ def test_no_more_calls_are_under_way_than_allowed_and_no_batch_is_larger_than_al
         calls.gate.clear()
         waiting = [asyncio.create_task(submit(queue, float(i))) for i in range(30)]
         await settle()
-        assert calls.under_way == 2
+        assert calls.under_way == 4  # two run, and two full ones are ahead of their turn
         calls.gate.set()
         await asyncio.gather(*waiting)
-        assert calls.most_under_way == 2
+        assert calls.most_under_way == 4
         assert max(n_rows for _, n_rows in calls.batches) == 4
+
+    asyncio.run(scenario())
+
+
+def test_only_a_full_call_is_sent_ahead_and_its_time_counts_from_when_its_replica_is_free() -> None:
+    async def scenario() -> None:
+        took: list[tuple[int, float]] = []
+        calls = PacedCalls({NAME: plus(0)})
+        observe = lambda extension, n_rows, kilo, took_ms: took.append((n_rows, took_ms))  # noqa: E731
+        queue = Batcher(NAME, calls, BatchLimits(max_rows=4), observe, Greedy())
+        calls.gate.clear()
+        waiting = [asyncio.create_task(submit(queue, 0.0))]
+        await settle()
+        waiting += [asyncio.create_task(submit(queue, float(i))) for i in range(3)]
+        await settle()
+        assert calls.under_way == 1
+        waiting += [asyncio.create_task(submit(queue, float(i))) for i in range(3)]
+        await settle()
+        assert calls.under_way == 2
+        first, ahead = queue._running
+        assert (first.starts_s is None, ahead.starts_s is None) == (False, True)
+        assert ahead.ends_s > first.ends_s
+        queue._end(first)
+        assert ahead.starts_s is not None
+        queue._running = {first: None, **queue._running}
+        for some in first.batch:
+            some.request.calls.append(first)
+        await asyncio.sleep(0.05)
+        ahead.starts_s = time.perf_counter()
+        calls.gate.set()
+        await asyncio.gather(*waiting)
+        assert [n_rows for n_rows, _ in took] == [1, 4, 2]
+        assert took[0][1] >= 50.0 > took[1][1]
+
+    asyncio.run(scenario())
+
+
+def test_there_is_room_for_what_the_next_call_can_take_beside_the_more_urgent() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_rows=4)
+        low, high = Token(FAR_S, 9), Token(FAR_S, 1)
+        told: list[str] = []
+        assert queue.room(low) == 4
+        queue.expect(3, high)
+        assert (queue.room(low), queue.room(high)) == (1, 1)
+        queue.expect(-3, high)
+        queue.expect(3, low)
+        assert (queue.room(low), queue.room(high)) == (1, 4)
+        queue.expect(-3, low)
+        calls.gate.clear()
+        waiting = [asyncio.create_task(submit(queue, 0.0))]
+        await settle()
+        waiting += [asyncio.create_task(submit(queue, 0.0, priority=1)) for _ in range(3)]
+        await settle()
+        assert (queue.room(low), queue.room(high)) == (1, 1)
+        waiting.append(asyncio.create_task(submit(queue, 0.0, priority=5)))
+        await settle()
+        assert (queue.room(low), queue.room(high)) == (0, 0)  # that one was sent ahead: more would only stand here
+        queue.when_moved(low, lambda: told.append("low"))
+        queue.when_moved(high, lambda: told.append("high"))
+        await settle()
+        assert told == []
+        calls.gate.set()
+        await asyncio.gather(*waiting)
+        await settle()
+        assert told == ["high", "low"]
 
     asyncio.run(scenario())
 
@@ -506,7 +573,7 @@ def test_a_backlog_tells_what_a_new_request_would_find() -> None:
         queue, calls = batcher(plus(0), max_rows=4)
         assert queue.backlog(Token(FAR_S)) is None
         calls.gate.clear()
-        tasks = [asyncio.create_task(submit(queue, *([1.0] * 4), priority=5)) for _ in range(3)]  # one of them goes
+        tasks = [asyncio.create_task(submit(queue, *([1.0] * 4), priority=5)) for _ in range(4)]  # two go
         await settle()
         found = queue.backlog(Token(FAR_S, priority=5))
         assert found is not None
@@ -581,12 +648,12 @@ class Watching(Escort):
         self.standing = 0
         self.told: list[int] = []
 
-    def waits(self, line: object, n_rows: int, batch_rows: int) -> None:
+    def waits(self, line: Ahead, n_rows: int, batch_rows: int) -> None:
         self.standing += n_rows
         self.told.append(self.standing)
         assert batch_rows == 4
 
-    def goes(self, line: object, n_rows: int) -> None:
+    def goes(self, line: Ahead, n_rows: int) -> None:
         self.standing -= n_rows
         self.told.append(self.standing)
 
@@ -608,10 +675,10 @@ def test_an_escort_hears_of_its_rows_in_the_line_whatever_becomes_of_them() -> N
         await asyncio.wait([late])
         left.cancel()
         await settle()
-        assert escort.told == [3, 5, 9, 11, 9, 5]
+        assert escort.told == [3, 5, 9, 11, 9, 7, 3]  # the two soonest and two more were sent ahead
         calls.gate.set()
         await asyncio.gather(first, runs, cut)
-        assert escort.told[6:] == [2, 1, 0]
+        assert escort.told[7:] == [2, 0]
         with pytest.raises(ExtensionTimeout):
             await late
 
