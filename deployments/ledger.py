@@ -57,6 +57,7 @@ class Ledger:
         self._appending = ThreadPoolExecutor(1, "ledger-append")
         self._taking = ThreadPoolExecutor(1, "ledger-feedback")
         self._asking = ThreadPoolExecutor(2, "ledger-ask")
+        self._sweeping = ThreadPoolExecutor(1, "ledger-sweep")
         self._waiting = 0
 
     async def append(self, run: str, chunks: Sequence[bytes]) -> None:
@@ -87,7 +88,7 @@ class Ledger:
         if self._keep_s is None:
             return 0, 0
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._taking, self._store.forget, self._clock() - self._keep_s)
+        return await loop.run_in_executor(self._sweeping, self._store.forget, self._clock() - self._keep_s)
 
     async def tend(self, pause_s: float = SWEEP_S) -> None:
         """Sweeps once in `pause_s`, for ever."""
@@ -102,7 +103,7 @@ class Ledger:
 
     def close(self) -> None:
         """Ends the threads, once what they do is done, and closes the store."""
-        for pool in (self._appending, self._taking, self._asking):
+        for pool in (self._appending, self._taking, self._asking, self._sweeping):
             pool.shutdown(cancel_futures=True)
         self._store.close()
 

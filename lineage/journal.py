@@ -51,7 +51,7 @@ MOST_TOLD = 100  # refusals that are told in full; the others are counted
 OVERLAP = 64  # chunks of a run whose ranges may overlap; the gateway's do not
 MOST_DECODED_BYTES = 64 << 20
 PAGE_CHUNKS = 8
-FORGET_CHUNKS, FORGET_ROWS = 500, 5_000  # in one transaction
+FORGET_CHUNKS, FORGET_ROWS = 50, 5_000  # in one transaction
 
 _log = logging.getLogger("fenix.journal")
 

@@ -51,11 +51,12 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class RecorderFigures:
-    """Requests that were `recorded`, are `written`, were `lost` because there was no room; bytes that wait in memory
-    and on disk (those that other runs left there too); what the last write failed for, empty while all is well."""
+    """Requests that were `added`, are `written`, were `lost`, mostly because there was no room: the others wait. Bytes
+    that wait in memory and on disk (those that other runs left there too). What the last write failed for, empty while
+    all is well."""
 
     run: str
-    recorded: int
+    added: int
     written: int
     lost: int
     memory_bytes: int
@@ -96,7 +97,7 @@ class Recorder:
         self._thin = self._closed = False
         self._turn = 0  # of those that are left out while there is hardly any room
         self._n_closed = self._n_settled = 0  # chunks of this run
-        self._n_recorded = self._n_written = self._n_lost = 0
+        self._n_left_out = self._n_taken = self._n_written = self._n_lost = 0  # requests
         self._failing = ""
 
     def start(self) -> None:
@@ -139,14 +140,14 @@ class Recorder:
         if self._thin or self._closed:
             self._turn += 1
             if self._closed or self._turn % self._settings.every:
-                self._n_lost += len(latencies_ms)
+                self._n_left_out += len(latencies_ms)
                 return
         builder = self._builder
         try:
             builder.add(setting, seqs, at_s, latencies_ms, n_rows, confidences, steps, outputs, inputs)
         except (ValueError, TypeError, AttributeError) as error:
             _log.error("a group of %s was not recorded: %s", setting.model, error)
-            self._n_lost += len(latencies_ms)
+            self._n_left_out += len(latencies_ms)
             return
         if builder.n_requests >= self._settings.chunk_requests or builder.n_bytes >= self._settings.chunk_bytes:
             self._swap()
@@ -157,9 +158,14 @@ class Recorder:
 
     def figures(self) -> RecorderFigures:
         """How it goes."""
-        recorded = self._n_recorded + self._builder.n_requests
         return RecorderFigures(
-            self.run, recorded, self._n_written, self._n_lost, self._memory_bytes, self._spool_bytes, self._failing
+            self.run,
+            self._n_taken + self._builder.n_requests + self._n_left_out,
+            self._n_written,
+            self._n_lost + self._n_left_out,
+            self._memory_bytes,
+            self._spool_bytes,
+            self._failing,
         )
 
     async def flush(self, timeout_s: float) -> bool:
@@ -186,13 +192,15 @@ class Recorder:
             await self._open()
         while self._memory:
             chunk, n = self._memory.popleft()
-            await self._to_disk(chunk, n)
+            if not await self._to_disk(chunk):
+                self._lose(n)
         while self._gathered:
             builder = self._gathered.popleft()
             chunk = await self._encoded(builder)
-            if chunk:
-                await self._to_disk(chunk, builder.n_requests)
+            if chunk and not await self._to_disk(chunk):
+                self._lose(builder.n_requests)
         self._memory_bytes = 0
+        self._look_at_room()
         if self._spool is not None:
             await self._on_thread(self._spool.close)
 
@@ -205,7 +213,7 @@ class Recorder:
         if not builder.n_requests:
             return
         self._builder = ChunkBuilder(self.run)
-        self._n_recorded += builder.n_requests
+        self._n_taken += builder.n_requests
         if len(self._gathered) >= MOST_GATHERED:
             self._n_lost += builder.n_requests
             return
@@ -237,26 +245,28 @@ class Recorder:
             return b""
 
     async def _keep(self, chunk: bytes, n: int) -> None:
+        """Holds a chunk until it is written: in memory, behind that on disk; where there is no room it is lost."""
         fits = self._memory_bytes + len(chunk) <= self._settings.memory_bytes
-        if fits and not (self._spool is not None and self._spool.has_own):
+        behind = self._spool is not None and self._spool.has_own
+        if (behind or not fits) and await self._to_disk(chunk):
+            pass
+        elif fits:
             self._memory.append((chunk, n))
             self._memory_bytes += len(chunk)
         else:
-            await self._to_disk(chunk, n)
+            self._lose(n)
         self._look_at_room()
         self._to_write.set()
 
-    async def _to_disk(self, chunk: bytes, n: int) -> None:
-        """Spools a chunk; where that is impossible it is lost."""
-        taken = False
-        if self._spool is not None:
-            try:
-                taken = await self._on_thread(self._spool.append, chunk)
-            except OSError as error:
-                self._failed(f"the spool: {error}")
-        if not taken:
-            self._lose(n)
-        self._look_at_room()
+    async def _to_disk(self, chunk: bytes) -> bool:
+        """Spools a chunk; False where that is impossible."""
+        if self._spool is None:
+            return False
+        try:
+            return bool(await self._on_thread(self._spool.append, chunk))
+        except OSError as error:
+            self._failed(f"the spool: {error}")
+            return False
 
     async def _write_all(self) -> None:
         """Writes what waits, the oldest first: what earlier runs left on disk, then from memory, then from disk."""
@@ -265,11 +275,11 @@ class Recorder:
             await self._to_write.wait()
             self._to_write.clear()
             while True:
-                waiting = await self._front()
-                if waiting is None:
-                    break
-                run, chunks, spooled = waiting
                 try:
+                    waiting = await self._front()
+                    if waiting is None:
+                        break
+                    run, chunks, spooled = waiting
                     async with asyncio.timeout(self._settings.write_timeout_s):
                         await self._write(run, chunks)
                 except Exception as error:

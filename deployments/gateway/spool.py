@@ -42,7 +42,8 @@ class Spool:
         self.n_bytes = 0  # on the disk
         self.has_own = False  # something of this run
         self.has_others = False  # something of a run that has died; it comes first
-        self.n_damaged = 0  # files with an end that could not be read
+        self.n_damaged = 0  # places that could not be read
+        self._damaged: set[tuple[Path, int]] = set()
         folder.mkdir(parents=True, exist_ok=True)
         if not self._claim(run):
             raise OSError(f"run {run} is in use")
@@ -78,18 +79,18 @@ class Spool:
 
     def front(self, most_bytes: int) -> tuple[str, list[bytes]] | None:
         """The oldest chunks, with their run, of together about so many bytes; None when there are none. They stay
-        until `done`."""
+        until `done`. What is damaged is passed over. Raises OSError when the disk fails."""
         with self._lock:
             while self._segments:
                 path = self._segments[0]
-                chunks, ends = self._read(path, most_bytes)
+                chunks, ends, reached = self._read(path, most_bytes)
                 if chunks:
                     self._reading = path, ends
                     return self._run_of(path), chunks
-                if self._at < self._sizes[path]:
-                    self.n_damaged += 1
-                    _log.error("%s is damaged from byte %d on: what is behind is lost", path, self._at)
-                self._remove(path)
+                if reached > self._at:
+                    self._at = reached
+                else:
+                    self._remove(path)
             return None
 
     def done(self, n_chunks: int) -> None:
@@ -109,25 +110,36 @@ class Spool:
             for run in list(self._locks):
                 self._release_unless_needed(run, closing=True)
 
-    def _read(self, path: Path, most_bytes: int) -> tuple[list[bytes], list[int]]:
+    def _read(self, path: Path, most_bytes: int) -> tuple[list[bytes], list[int], int]:
+        """Whole chunks, where each ends, and how far it came."""
         chunks: list[bytes] = []
         ends: list[int] = []
         at, size = self._at, self._sizes[path]
-        try:
-            with path.open("rb") as file:
-                file.seek(at)
-                while at + _LENGTH_BYTES < size and at - self._at < most_bytes:
-                    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-                    if at + _LENGTH_BYTES + length > size:
-                        break
-                    chunk = file.read(length)
+        with path.open("rb") as file:
+            file.seek(at)
+            while at < size and at - self._at < most_bytes:
+                begin = at
+                length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+                at += _LENGTH_BYTES + length
+                if at > size:
+                    at = size  # the process died, or the power went, while this was written
+                    self._note(path, begin, "it ends too soon")
+                    break
+                chunk = file.read(length)
+                try:
                     _check(chunk, self._run_of(path))
-                    at += _LENGTH_BYTES + length
+                except BrokenChunk as error:
+                    self._note(path, begin, str(error))
+                else:
                     chunks.append(chunk)
                     ends.append(at)
-        except (OSError, BrokenChunk) as error:
-            _log.error("%s: %s", path, error)
-        return chunks, ends
+        return chunks, ends, at
+
+    def _note(self, path: Path, at: int, why: str) -> None:
+        if (path, at) not in self._damaged:
+            self._damaged.add((path, at))
+            self.n_damaged += 1
+            _log.error("%s is damaged at byte %d: %s", path, at, why)
 
     def _begin(self) -> tuple[Path, BinaryIO]:
         path = self._folder / f"{self._run}.{self._number:06d}.spool"
@@ -154,7 +166,11 @@ class Spool:
         self._segments.remove(path)
         del self._sizes[path]
         self._at = 0
-        path.unlink(missing_ok=True)
+        self._damaged = {place for place in self._damaged if place[0] != path}
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # the next process will write it once more, which does no harm
+            _log.error("%s cannot be removed: %s", path, error)
         run = self._run_of(path)
         if run != self._run:
             self._release_unless_needed(run)

@@ -143,7 +143,7 @@ def test_too_much_feedback_at_once_is_refused(tmp_path: Path) -> None:
 
 def test_the_actor_returns_errors_with_their_type_and_what_it_returns_can_travel(tmp_path: Path) -> None:
     async def scenario() -> None:
-        actor = LedgerActor(f"sqlite:///{tmp_path}/fenix.db", 1e9)
+        actor = LedgerActor(f"sqlite:///{tmp_path}/fenix.db", 1e12)
         assert await actor.call("append", (RUN, [chunk(0, [1])])) is None
         found = pickle.loads(pickle.dumps(await actor.call("find", (trace(0),))))
         assert found.outputs.full["digit"].tolist() == [1]

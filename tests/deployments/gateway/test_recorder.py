@@ -91,7 +91,7 @@ def test_groups_are_written_after_half_a_second_or_as_soon_as_there_are_enough()
         await asyncio.sleep(1.0)
         assert journal.numbers() == list(range(106))
         figures = recorder.figures()
-        assert (figures.recorded, figures.written, figures.lost, figures.failing) == (106, 106, 0, "")
+        assert (figures.added, figures.written, figures.lost, figures.failing) == (106, 106, 0, "")
         recorder.health()
 
     run(scenario, settings=Recording(chunk_requests=100))
@@ -225,6 +225,35 @@ def test_a_spool_that_is_full_loses_and_counts(tmp_path: Path) -> None:
     run(scenario, tmp_path, Recording(memory_bytes=2_000, spool_bytes=5_000, every=1))
 
 
+def test_a_disk_that_fails_for_a_while_loses_nothing_that_fits_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(recorder: Recorder, journal: Journal) -> None:
+        journal.error = StoreUnavailable("down")
+        for _ in range(10):
+            add(recorder)
+            await asyncio.sleep(0.6)
+        assert recorder.figures().spool_bytes > 0
+        journal.error = None
+
+        def fails(*_: object) -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Spool, "append", fails)
+            patched.setattr(Spool, "front", fails)
+            await asyncio.sleep(6.0)
+            add(recorder)
+            await asyncio.sleep(6.0)
+            assert "Input/output error" in recorder.figures().failing
+            recorder.health()
+        await asyncio.sleep(6.0)
+        assert sorted(journal.numbers()) == list(range(11))
+        assert recorder.figures().lost == 0
+
+    run(scenario, tmp_path, Recording(memory_bytes=2_000))
+
+
 def test_a_disk_that_cannot_be_used_leaves_the_memory(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
 
@@ -271,7 +300,7 @@ def test_a_group_that_does_not_fit_together_hurts_nobody_else() -> None:
         await asyncio.sleep(1.0)
         assert journal.numbers() == [2]
         figures = recorder.figures()
-        assert (figures.recorded, figures.written, figures.lost) == (4, 1, 4)
+        assert (figures.added, figures.written, figures.lost) == (5, 1, 4)
         recorder.health()
 
     run(scenario)

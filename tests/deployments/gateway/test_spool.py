@@ -102,18 +102,38 @@ def test_a_file_that_was_cut_short_gives_what_is_whole(tmp_path: Path, cut: int)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_with_a_wrong_byte_gives_what_is_before_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("at", "left"), [(2, []), (50, [3, 6]), (-50, [0, 3])])
+def test_a_file_with_a_wrong_byte_gives_what_can_be_read(tmp_path: Path, at: int, left: list[int]) -> None:
     dead = Spool(tmp_path, A, MUCH)
-    dead.append(piece(0))
-    dead.append(piece(3))
+    for seq in (0, 3, 6):
+        dead.append(piece(seq))
     dead.close()
     (path,) = tmp_path.glob("*.spool")
     data = bytearray(path.read_bytes())
-    data[-10] ^= 1
+    data[at] ^= 1
     path.write_bytes(data)
     alive = Spool(tmp_path, B, MUCH)
-    assert [one for _, one in all_of(alive)] == [piece(0)]
+    front = alive.front(MUCH)
+    assert (front[1] if front else []) == [piece(seq) for seq in left]
+    assert [one for _, one in all_of(alive)] == [piece(seq) for seq in left]
+    assert alive.n_damaged == 1
     alive.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_opened_for_now_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path, A, MUCH)
+    spool.append(piece(0))
+
+    def too_many(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", too_many)
+        with pytest.raises(OSError, match="Too many"):
+            spool.front(MUCH)
+    assert [one for _, one in all_of(spool)] == [piece(0)]
+    spool.close()
 
 
 def test_a_disk_that_fails_takes_nothing_and_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
