@@ -57,7 +57,7 @@ class Exp3:
 
     name = "exp3"
 
-    def __init__(self, mixing: float = 0.05, rate: float = 0.02, share: float = 0.003) -> None:
+    def __init__(self, mixing: float = 0.05, rate: float = 0.06, share: float = 0.003) -> None:
         self._mixing, self._rate, self._share = mixing, rate, share
         self._weights: OrderedDict[tuple[str, str], Weights] = OrderedDict()
         self._arms: OrderedDict[tuple[str, str], tuple[list[str], list[float]]] = OrderedDict()
@@ -105,7 +105,7 @@ class Exp4:
 
     name = "exp4"
 
-    def __init__(self, mixing: float = 0.05, rate: float = 0.02, share: float = 0.003) -> None:
+    def __init__(self, mixing: float = 0.05, rate: float = 0.06, share: float = 0.003) -> None:
         self._mixing, self._rate = mixing, rate
         self._own, self._common = Exp3(mixing, rate, share), Exp3(mixing, rate, share)
         self._trust: OrderedDict[tuple[str, str], Weights] = OrderedDict()

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from planner.choice.policy import Arm, Choice, Context, Result, drawn, open_arms
-from planner.choice.posteriors import Posteriors
+from planner.choice.posteriors import STALE, Posteriors
 
 
 def _certain(n_arms: int, arm: int, reason: str) -> Choice:
@@ -57,7 +57,7 @@ class EpsilonGreedy:
     def __init__(self, posteriors: Posteriors | None = None, epsilon: float = 0.1) -> None:
         self.posteriors = Posteriors() if posteriors is None else posteriors
         self._epsilon = epsilon
-        self._kept: dict[tuple[str, str], tuple[Sequence[Arm], tuple[float, int], int]] = {}
+        self._kept: dict[tuple[str, str], tuple[Sequence[Arm], float, int, int]] = {}
 
     def choose(self, context: Context, arms: Sequence[Arm], rng: random.Random, now_s: float) -> Choice:
         """As `Policy.choose`."""
@@ -75,13 +75,15 @@ class EpsilonGreedy:
         self.posteriors.learn(context, arm, result)
 
     def _best(self, context: Context, arms: Sequence[Arm], open_: Sequence[int], now_s: float) -> int:
-        key, state = (context.goal, context.segment), self.posteriors.state_of(context.goal, context.segment)
+        key = (context.goal, context.segment)
+        n_outcomes, changes = self.posteriors.state_of(*key)
         kept = self._kept.get(key)
-        if kept is not None and kept[0] is arms and kept[1] == state:
-            return kept[2]
+        if kept is not None and kept[0] is arms and n_outcomes < kept[1] and changes == kept[2]:
+            return kept[3]
         beliefs = self.posteriors.beliefs(context, arms, now_s)
         best = max(open_, key=lambda i: beliefs[i].worth(context.objective)[0])
         if len(self._kept) > 4096:
             self._kept.clear()
-        self._kept[key] = (arms, state, best)
+        until = n_outcomes + max(1.0, STALE * self.posteriors.known(*key))
+        self._kept[key] = (arms, until, changes, best)
         return best

@@ -25,6 +25,8 @@ from planner.goals import Objective
 
 COMMON = ""  # the segment of requests of which nothing is known, and of segments that were given up
 
+STALE = 0.02  # share of new outcomes after which what was computed from beliefs is computed anew
+
 _FAILURES, _FAILURES_WEIGHT = 0.005, 50.0  # what is believed of failures before the first outcome
 _SPREAD = 0.3  # standard deviation of ln(latency) before the first outcome, with the weight of four calls
 _LATENCY_WEIGHT = 50.0  # most calls that what other segments know of latency counts for
@@ -37,17 +39,21 @@ class Memory:
     `prior_rows` is the most that the card's accuracy weighs, in judged rows, and `guess_rows` its weight when nothing
     was measured; `prior_calls` is that of the predicted latency. Other segments weigh `pool_least` to `pool_most`
     rows. What was learned counts half after `half_life` outcomes of the segment (judged ones for the accuracy), or
-    `half_life_s`. `alarm` is that of `tracks.py`. A goal keeps at most `segments` segments and a segment `plans` plans.
+    `half_life_s`. `alarm` is that of `tracks.py`; where it is raised for one plan, what is known of the accuracy of
+    the segment's others counts `shock` as much from then on, and everything fades `1 + unrest` times as fast for a
+    while. A goal keeps at most `segments` segments and a segment `plans` plans.
     """
 
-    prior_rows: float = 16.0
+    prior_rows: float = 12.0
     guess_rows: float = 4.0
     prior_calls: float = 4.0
     pool_least: float = 4.0
     pool_most: float = 200.0
-    half_life: float = 20_000.0
+    half_life: float = 10_000.0
     half_life_s: float = 7 * 86_400.0
     alarm: float = 10.0
+    shock: float = 0.5
+    unrest: float = 2.0
     segments: int = 512
     plans: int = 64
 
@@ -197,11 +203,12 @@ _NOTHING = Tally()
 class _Segment:
     """The plans of one segment, and how many outcomes it has had."""
 
-    __slots__ = ("at_s", "cells", "judged", "n_changes", "n_outcomes", "seen")
+    __slots__ = ("at_s", "cells", "judged", "n_changes", "n_outcomes", "seen", "unrest")
 
     def __init__(self) -> None:
         self.cells: dict[str, _Cell] = {}
-        self.seen = self.judged = self.at_s = 0.0
+        self.seen = self.judged = self.at_s = 0.0  # `seen` and `judged` run ahead of the outcomes in times of unrest
+        self.unrest = 0.0  # sudden changes of late
         self.n_outcomes = 0.0
         self.n_changes = 0
 
@@ -334,13 +341,18 @@ class Posteriors:
             if len(segment.cells) > self._memory.plans:
                 self._drop_a_plan(segment, plan)
         if fading:
-            segment.seen += tally.n
-            segment.judged += tally.n_judged
+            pace = 1.0
+            if segment.unrest > 0.0:
+                pace += self._memory.unrest * segment.unrest
+                segment.unrest *= max(0.0, 1.0 - tally.n / self._memory.half_life)
+            segment.seen += pace * tally.n
+            segment.judged += pace * tally.n_judged
             self._fade(segment, cell, segment.at_s)
         n_outcomes = max(tally.n, tally.n_judged)
         segment.n_outcomes += n_outcomes
         goal.n_outcomes += n_outcomes
-        alarm, changed = self._memory.alarm, False
+        memory = self._memory
+        alarm, changed = memory.alarm, False
         if tally.n_judged > 0.0:
             changed = cell.right.add(tally.n_judged, tally.right, alarm)
         if tally.n > 0.0:
@@ -354,6 +366,10 @@ class Posteriors:
                 cell.cost_total = cost * cell.ms.n
         if changed:
             segment.n_changes += 1
+            segment.unrest += 1.0
+            for other in segment.cells.values():
+                if other is not cell:
+                    other.right.fade(memory.shock)
         if len(goal.segments) > self._memory.segments:
             self._give_up_one(goal)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 _KNOWN = 50.0  # observations behind a number before a shift from it can be told
-_LEAST_SHIFT = 0.02
+_LEAST_SHIFT, _SHIFT = 0.02, 0.35  # what is looked for: this, and so many standard deviations of one outcome
 
 
 class Share:
@@ -36,7 +36,7 @@ class Share:
         if known < _KNOWN:
             return False
         p = (before + 0.5) / (known + 1.0)
-        shift = _LEAST_SHIFT + 0.5 * math.sqrt(p * (1.0 - p))
+        shift = _LEAST_SHIFT + _SHIFT * math.sqrt(p * (1.0 - p))
         missed = n - total
         low = max(p - shift, 0.5 * p)
         self._down += total * math.log(low / p) + missed * math.log((1.0 - low) / (1.0 - p))

@@ -107,6 +107,16 @@ def test_it_learns_what_works_and_keeps_looking() -> None:
     assert "best" in choice.reason
 
 
+def test_what_is_little_known_is_looked_at_even_when_it_seems_bad() -> None:
+    policy = Thompson(least=1.0)
+    policy.learn(CONTEXT, ARMS[0], Result.judged(950, 1000))
+    policy.learn(CONTEXT, ARMS[1], Result.judged(0, 20))
+    policy.learn(CONTEXT, ARMS[2], Result.judged(500, 1000))
+    propensities = draw(policy, ARMS, 1)[0].propensities
+    assert propensities[1] > 0.01
+    assert propensities[1] > 5.0 * propensities[2] > 0.0
+
+
 def test_what_matters_is_the_objective_of_the_goal() -> None:
     arms = (Arm("right", 0.95, 500, 300.0, 0.0), Arm("fast", 0.8, 500, 5.0, 0.0), Arm("cheap", 0.8, 500, 300.0, 0.0))
     policy = Thompson(share=0.0, burst=0.0)
