@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from deployments.actors import ActorHandle, start_actor
-from lineage.chunks import BrokenChunk, head_of
+from lineage.chunks import head_of
+from lineage.columns import BrokenChunk
 from lineage.database import open_database
 from lineage.feedback import Feedback
 from lineage.journal import Given, JournalFigures, JournalStore, Page

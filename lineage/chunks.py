@@ -16,24 +16,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, pairwise
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import orjson
 
+from lineage.columns import (
+    MOST_GROUP_BYTES,
+    MOST_INPUT_BYTES,
+    MOST_OUTPUT_BYTES,
+    MOST_RAW_BYTES,
+    BrokenChunk,
+    Column,
+    Packer,
+    Reader,
+    StoredColumn,
+    begins_of,
+    count_of,
+    held_of,
+    sort_in,
+)
 from lineage.outcomes import RUN, Array, Group, Kept, Outcome, Setting, StepTimes, trace_id_of
 
-MOST_OUTPUT_BYTES = 256  # of one row of an output that is kept in full
-MOST_INPUT_BYTES = 65_536  # of one row of an input that is kept
-MOST_GROUP_BYTES = 1 << 20  # of one output or input of a whole group that is kept in full
-MOST_RAW_BYTES = 1 << 28  # of a chunk, decompressed
 MOST_SEQ = (1 << 48) - 1
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-class BrokenChunk(ValueError):
-    """Bytes that are not a chunk of the journal, or not a whole one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +116,11 @@ class ChunkBuilder:
                 raise ValueError(f"an output has {len(values)} rows, the requests have {rows}")
             n_bytes += values.nbytes
             if values.nbytes > MOST_OUTPUT_BYTES * rows or values.nbytes > MOST_GROUP_BYTES or values.dtype.hasobject:
-                held, n_bytes = _held(outputs, rows, MOST_OUTPUT_BYTES, scores=True)
+                held, n_bytes = held_of(outputs, rows, MOST_OUTPUT_BYTES, scores=True)
                 break
         held_inputs: Mapping[str, Array | None] | None = None
         if inputs is not None:
-            held_inputs, more = _held(inputs, rows, MOST_INPUT_BYTES, scores=False)
+            held_inputs, more = held_of(inputs, rows, MOST_INPUT_BYTES, scores=False)
             n_bytes += more
         self._groups.append((setting, seqs, at_s, latencies_ms, n_rows, confidences, steps, held, held_inputs))
         self.n_requests += n
@@ -131,7 +138,7 @@ class ChunkBuilder:
         by_id: dict[int, int] = {}
         by_value: dict[Setting, int] = {}
         which: list[int] = []
-        columns: dict[Any, _Column] = {}
+        columns: dict[Any, Column] = {}
         for i, group in enumerate(groups):
             setting, held, inputs = group[0], group[7], group[8]
             index = by_id.get(id(setting))
@@ -142,9 +149,9 @@ class ChunkBuilder:
                 by_id[id(setting)] = index
             which.append(index)
             if held:
-                _sort_in(columns, "out", i, held, sum(group[4]))
+                sort_in(columns, "out", i, held, sum(group[4]))
             if inputs:
-                _sort_in(columns, "in", i, inputs, sum(group[4]))
+                sort_in(columns, "in", i, inputs, sum(group[4]))
         sizes = [len(group[3]) for group in groups]
         n = self.n_requests
         seqs = _numbers([group[1] for group in groups], sizes, n)
@@ -153,7 +160,7 @@ class ChunkBuilder:
         if first < 0 or last > MOST_SEQ or (not in_a_row and len(np.unique(seqs)) != n):
             raise ValueError("the requests of a chunk have distinct numbers of at most 48 bits")
         steps = [numbers for group in groups for numbers in group[6]]
-        packer = _Packer()
+        packer = Packer()
         packer.put(np.array(which, "<i4"), tight=True)
         at_s = np.array([group[2] for group in groups], "<f8")
         packer.put(at_s)
@@ -188,27 +195,6 @@ _HEAD = struct.Struct("<4s10sQQddIIIIII")
 _LENGTH = struct.Struct("<I")
 
 
-class _Packer:
-    """Gathers the arrays of a chunk. Those that are `tight` are compressed, with the header; floats hardly become
-    smaller, and compressing them takes longer (1.7 us a request) than all else."""
-
-    def __init__(self) -> None:
-        self._tight: list[Array | bytes] = []
-        self._loose: list[Array | bytes] = []
-
-    def put(self, part: Array | bytes, *, tight: bool = False) -> None:
-        (self._tight if tight else self._loose).append(part)
-
-    def end(self, header: bytes) -> tuple[bytes, tuple[int, int, int, int]]:
-        """The body of the chunk, and its sizes as the head says them. Raises ValueError when it is too large."""
-        tight = b"".join([header, *map(bytes, self._tight)])
-        loose = b"".join(map(bytes, self._loose))
-        if len(tight) + len(loose) > MOST_RAW_BYTES:
-            raise ValueError(f"a chunk of {len(tight) + len(loose)} bytes is too large")
-        packed = zlib.compress(tight, 1)
-        return packed + loose, (len(header), len(tight), len(packed), len(loose))
-
-
 def head_of(data: bytes) -> ChunkHead:
     """What an encoded chunk is. Checks that it is whole, without decoding it. Raises BrokenChunk."""
     return _open(data)[0]
@@ -238,7 +224,7 @@ class Chunk:
         groups: tuple[Array, Array, Array],
         requests: tuple[Array, Array, Array, Array],
         steps: tuple[Array, Array, Array, Array],
-        columns: Sequence[_Stored],
+        columns: Sequence[StoredColumn],
         with_inputs: frozenset[int],
     ) -> None:
         """For `decode`. `groups`: setting, time, requests of each; `requests`: number, latency, rows, confidence."""
@@ -248,13 +234,13 @@ class Chunk:
         self._seqs, self._latencies_ms, self._n_rows, self._confidences = requests
         self._steps = steps
         self._with_inputs = with_inputs
-        self._begins = _begins(self._sizes).tolist()
-        self._row_begins = _begins(self._n_rows).tolist()
+        self._begins = begins_of(self._sizes).tolist()
+        self._row_begins = begins_of(self._n_rows).tolist()
         n_steps = np.array([len(setting.steps) for setting in self.settings], np.int64)
-        self._step_begins = _begins(n_steps[self._which]).tolist()
+        self._step_begins = begins_of(n_steps[self._which]).tolist()
         self._last: tuple[int, tuple[StepTimes, ...], Kept, Kept | None] | None = None
         self._data_bytes = sum([column.n_bytes for column in columns])
-        self._columns: dict[int, list[tuple[_Stored, int]]] = {}
+        self._columns: dict[int, list[tuple[StoredColumn, int]]] = {}
         for column in columns:
             for group, begin in zip(column.groups.tolist(), column.begins, strict=True):
                 self._columns.setdefault(group, []).append((column, begin))
@@ -273,16 +259,16 @@ class Chunk:
             tight = unpacker.decompress(memoryview(data)[_HEAD.size : begin], n_tight + 1)
             if len(tight) != n_tight or not unpacker.eof or unpacker.unused_data:
                 raise BrokenChunk("the chunk has another size than it says")
-            return cls._of(head, orjson.loads(tight[:n_header]), _Reader(tight, n_header), _Reader(data, begin))
+            return cls._of(head, orjson.loads(tight[:n_header]), Reader(tight, n_header), Reader(data, begin))
         except BrokenChunk:
             raise
         except (zlib.error, ValueError, LookupError, TypeError, OverflowError) as error:
             raise BrokenChunk(f"the chunk does not decode ({type(error).__name__}: {error})") from None
 
     @classmethod
-    def _of(cls, head: ChunkHead, header: Mapping[str, Any], tight: _Reader, loose: _Reader) -> Chunk:
+    def _of(cls, head: ChunkHead, header: Mapping[str, Any], tight: Reader, loose: Reader) -> Chunk:
         settings = [_parse_setting(found) for found in header["settings"]]
-        n_groups, n = _count(header["n_groups"]), head.n_requests
+        n_groups, n = count_of(header["n_groups"]), head.n_requests
         groups = tight.array("<i4", n_groups), loose.array("<f8", n_groups), tight.array("<i4", n_groups)
         which, _, sizes = groups
         if not n_groups or which.min() < 0 or which.max() >= len(settings) or sizes.min() < 1 or sizes.sum() != n:
@@ -305,8 +291,8 @@ class Chunk:
         seqs.flags.writeable = False
         if int(seqs.min()) != head.first_seq or int(seqs.max()) != head.last_seq:
             raise BrokenChunk("the numbers of the requests are not those of the head")
-        rows_of = np.add.reduceat(n_rows.astype(np.int64), _begins(sizes)[:-1])
-        columns = [_Stored.read(found, rows_of, tight, loose) for found in header["columns"]]
+        rows_of = np.add.reduceat(n_rows.astype(np.int64), begins_of(sizes)[:-1])
+        columns = [StoredColumn.read(found, rows_of, tight, loose) for found in header["columns"]]
         tight.end()
         loose.end()
         return cls(
@@ -316,7 +302,7 @@ class Chunk:
             (seqs, latencies, n_rows, confidences),
             steps,
             columns,
-            frozenset(map(_count, header["with_inputs"])),
+            frozenset(map(count_of, header["with_inputs"])),
         )
 
     @property
@@ -402,172 +388,6 @@ class Chunk:
         return steps, outputs, inputs
 
 
-_Kind = Literal["full", "best", "text", "none"]
-
-
-class _Column:
-    """One output or input of several groups that have it in the same form, to be encoded."""
-
-    __slots__ = ("arrays", "dtype", "groups", "kind", "name", "shape", "side")
-
-    def __init__(self, kind: _Kind, side: str, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
-        """`shape` is that of one row."""
-        self.kind, self.side, self.name, self.dtype, self.shape = kind, side, name, dtype, shape
-        self.groups: list[int] = []
-        self.arrays: list[Array] = []
-
-    def encode(self, packer: _Packer) -> dict[str, Any]:
-        """Puts the rows where they belong; what the header says of them."""
-        dtype, shape = self.dtype, self.shape
-        packer.put(np.array(self.groups, "<i4"), tight=True)
-        if self.kind == "none":
-            dtype, shape = np.dtype("u1"), ()
-        elif self.kind == "best":
-            best = np.concatenate([np.argmax(values, axis=1) for values in self.arrays])
-            packer.put(best.astype("<i4"), tight=True)
-            dtype, shape = np.dtype("<i4"), ()
-        elif self.kind == "text":
-            most = MOST_OUTPUT_BYTES if self.side == "out" else MOST_INPUT_BYTES
-            lengths, texts = _texts(self.arrays, math.prod(shape), most)
-            packer.put(np.array(lengths, "<i4"), tight=True)
-            packer.put(b"".join(texts), tight=True)
-            dtype = np.dtype("u1")
-        else:
-            dtype = dtype.newbyteorder("<")
-            values = np.ascontiguousarray(np.concatenate(self.arrays), dtype)
-            packer.put(values, tight=dtype.kind != "f" or self.side == "in")
-        return {
-            "side": self.side,
-            "name": self.name,
-            "kind": self.kind,
-            "dtype": dtype.str,
-            "shape": shape,
-            "n_groups": len(self.groups),
-        }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Stored:
-    """A column as decoded: all its rows one after the other, and where those of each group begin."""
-
-    side: str
-    name: str
-    kind: str
-    groups: Array
-    begins: list[int]
-    data: Array
-    n_bytes: int
-
-    @classmethod
-    def read(cls, found: Mapping[str, Any], rows_of: Array, tight: _Reader, loose: _Reader) -> _Stored:
-        side, name, kind = found["side"], found["name"], found["kind"]
-        dtype, shape = np.dtype(found["dtype"]), tuple(map(_count, found["shape"]))
-        if side not in ("out", "in") or kind not in ("full", "best", "text", "none") or dtype.kind not in "biuf":
-            raise BrokenChunk("a column of the chunk is of no known kind")
-        groups = tight.array("<i4", _count(found["n_groups"]))
-        if len(groups) and (groups.min() < 0 or groups.max() >= len(rows_of)):
-            raise BrokenChunk("a column belongs to a group that is not there")
-        rows = rows_of[groups] if len(groups) else np.zeros(0, np.int64)
-        n_rows, n_each = int(rows.sum()), math.prod(shape)
-        take = loose if dtype.kind == "f" and side == "out" else tight
-        if kind == "none":
-            data: Array = np.zeros(0, np.uint8)
-        elif kind == "text":
-            data = tight.texts(n_rows * n_each).reshape(n_rows, *shape)
-        else:
-            data = take.array(dtype.str, n_rows * n_each).reshape(n_rows, *shape)
-        return cls(side, str(name), kind, groups, _begins(rows)[:-1].tolist(), data, n_rows * n_each * dtype.itemsize)
-
-
-class _Reader:
-    """Takes arrays off bytes, one after the other. Raises BrokenChunk where there are not enough, or too many."""
-
-    def __init__(self, raw: bytes, at: int) -> None:
-        self._raw = raw
-        self.at = at
-
-    def array(self, dtype: str, n: int) -> Array:
-        n_bytes = np.dtype(dtype).itemsize * n
-        if self.at + n_bytes > len(self._raw):
-            raise BrokenChunk("the chunk ends too soon")
-        found = np.frombuffer(self._raw, dtype, n, self.at)
-        self.at += n_bytes
-        return found
-
-    def texts(self, n: int) -> Array:
-        lengths = self.array("<i4", n).tolist()
-        found = np.empty(n, object)
-        for i, length in enumerate(lengths):
-            if length >= 0:
-                found[i] = self.array("u1", length).tobytes()
-        found.flags.writeable = False
-        return found
-
-    def end(self) -> None:
-        if self.at != len(self._raw):
-            raise BrokenChunk("the chunk has more in it than it says")
-
-
-def _held(
-    given: Mapping[str, Array], rows: int, most_row_bytes: int, *, scores: bool
-) -> tuple[dict[str, Array | None], int]:
-    """What is held until it is encoded, and its bytes; None for what will not be kept."""
-    held: dict[str, Array | None] = {}
-    n_bytes = 0
-    for name, values in given.items():
-        if len(values) != rows:
-            raise ValueError(f"{name!r} has {len(values)} rows, the requests have {rows}")
-        size = values.nbytes
-        if values.dtype.hasobject:
-            size = sum([len(item) for item in values.ravel().tolist() if isinstance(item, bytes | str)])
-            fits = size <= MOST_GROUP_BYTES
-        else:
-            fits = (size <= most_row_bytes * rows and size <= MOST_GROUP_BYTES) or (scores and _is_scores(values))
-        held[name] = values if fits and values.dtype.kind in "biufO" else None
-        n_bytes += size if held[name] is not None else 0
-    return held, n_bytes
-
-
-def _is_scores(values: Array) -> bool:
-    return values.dtype.kind == "f" and values.ndim == 2 and values.shape[1] > 1
-
-
-def _sort_in(columns: dict[Any, _Column], side: str, group: int, held: Mapping[str, Array | None], rows: int) -> None:
-    for name, values in held.items():
-        kind: _Kind = "full"
-        dtype, shape = None, ()
-        if values is None:
-            kind = "none"
-        else:
-            dtype, shape = values.dtype, values.shape[1:]
-            if values.dtype.hasobject:
-                kind = "text"
-            elif side == "out" and (values.nbytes > MOST_OUTPUT_BYTES * rows or values.nbytes > MOST_GROUP_BYTES):
-                kind = "best"
-        key = (kind, side, name, dtype, shape)
-        column = columns.get(key)
-        if column is None:
-            column = columns[key] = _Column(*key)
-        column.groups.append(group)
-        if values is not None:
-            column.arrays.append(values)
-
-
-def _texts(arrays: Sequence[Array], n_each: int, most_row_bytes: int) -> tuple[list[int], list[bytes]]:
-    """Length of every item, -1 where it is not kept, and the items that are."""
-    lengths: list[int] = []
-    texts: list[bytes] = []
-    items = [item for values in arrays for item in values.ravel().tolist()]
-    for begin in range(0, len(items), max(1, n_each)):
-        row = [item.encode("utf-8", "replace") if isinstance(item, str) else item for item in items[begin:][:n_each]]
-        if all(isinstance(item, bytes) for item in row) and sum([len(item) for item in row]) <= most_row_bytes:
-            lengths += [len(item) for item in row]
-            texts += row
-        else:
-            lengths += [-1] * len(row)
-    return lengths, texts
-
-
 def _numbers(given: Sequence[int | Sequence[int]], sizes: Sequence[int], n: int) -> Array:
     """The number of every request, int64 of shape (n,)."""
     if n == len(given) and all(type(seqs) is int for seqs in given):
@@ -582,19 +402,6 @@ def _numbers(given: Sequence[int | Sequence[int]], sizes: Sequence[int], n: int)
 
 def _flat(columns: Sequence[Sequence[Any]], dtype: str, n: int) -> Array:
     return np.fromiter(chain.from_iterable(columns), dtype, n)
-
-
-def _begins(sizes: Array) -> Array:
-    """Where each piece begins, and at the end where the last one ends."""
-    found = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(sizes, out=found[1:])
-    return found
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= MOST_RAW_BYTES:
-        raise BrokenChunk(f"{str(value)[:20]!r} is not a number of things")
-    return value
 
 
 _SETTING_FIELDS = tuple(f.name for f in fields(Setting))

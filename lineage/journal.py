@@ -40,7 +40,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from lineage.chunks import BrokenChunk, Chunk, head_of
+from lineage.chunks import Chunk, head_of
+from lineage.columns import BrokenChunk
 from lineage.errors import FenixError, RequestNotFound, StoreUnavailable
 from lineage.feedback import Feedback, judge
 from lineage.outcomes import Outcome, split_trace_id

@@ -14,7 +14,8 @@ from collections import deque
 from pathlib import Path
 from typing import BinaryIO
 
-from lineage.chunks import BrokenChunk, ChunkHead, head_of
+from lineage.chunks import ChunkHead, head_of
+from lineage.columns import BrokenChunk
 
 SEGMENT_BYTES = 16 << 20  # a file is removed when all of it is written elsewhere
 _LENGTH_BYTES = 4

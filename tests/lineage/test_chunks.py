@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lineage.chunks import _HEAD, MOST_GROUP_BYTES, BrokenChunk, Chunk, ChunkBuilder, head_of
+from lineage.chunks import _HEAD, Chunk, ChunkBuilder, head_of
+from lineage.columns import MOST_GROUP_BYTES, BrokenChunk
 from lineage.outcomes import Setting
 from tests.lineage.outcomes import DIGIT, RUN, add, chunk, trace
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from sqlalchemy import text, update
 
-from lineage.chunks import BrokenChunk, ChunkBuilder
+from lineage.chunks import ChunkBuilder
+from lineage.columns import BrokenChunk
 from lineage.database import open_database
 from lineage.errors import FeedbackRefused, NotYourRequest, RequestNotFound, StoreUnavailable
 from lineage.feedback import Feedback
@@ -167,6 +169,27 @@ def test_a_reader_goes_on_where_it_was_and_sees_changes_again(store: JournalStor
     assert store.joined(second.next_id).next_id == second.next_id
     assert not store.joined(second.next_id).items
     assert [one.outcome.trace_id for one in store.joined(since_s=NOW_S + 5).items] == [trace(1), trace(3)]
+
+
+def test_several_who_write_at_once_count_everything_once_and_number_it_in_order(url: str) -> None:
+    stores = [JournalStore(open_database(url)) for _ in range(3)]
+    stores[0].append(RUN, [chunk(0, [seq % 10 for seq in range(60)])])
+
+    def give(k: int) -> tuple[int, int]:
+        counts = [stores[k].give([truth(seq, seq % 10) for seq in range(at, at + 20)], NOW_S) for at in range(41)]
+        return sum(given.new for given in counts), sum(given.repeated for given in counts)
+
+    with ThreadPoolExecutor(3) as pool:
+        given = list(pool.map(give, range(3)))
+    assert sum(new for new, _ in given) == 60
+    assert sum(new + repeated for new, repeated in given) == 3 * 41 * 20
+    seen, at = [], 0
+    while (page := stores[0].joined(at, limit=7)).items:
+        seen += [one.feedback.trace_id for one in page.items]
+        at = page.next_id
+    assert sorted(seen) == [trace(seq) for seq in range(60)]
+    for store in stores:
+        store.close()
 
 
 def test_outcomes_of_a_time_come_in_its_order_also_where_many_began_at_once(store: JournalStore) -> None:
