@@ -231,7 +231,7 @@ class Posteriors:
     def __init__(self, memory: Memory = Memory()) -> None:
         self._memory = memory
         self._goals: dict[str, _Goal] = {}
-        self._unsent: dict[Key, Tally] = {}
+        self._unsent: dict[Key, list[float]] = {}
 
     def learn(self, context: Context, arm: Arm, result: Result) -> None:
         """Takes in what came of an arm. A result whose numbers make no sense is left out."""
@@ -240,7 +240,11 @@ class Posteriors:
             return
         key = (context.goal, context.segment, arm.plan)
         unsent = self._unsent.get(key)
-        self._unsent[key] = tally if unsent is None else unsent + tally
+        if unsent is None:
+            self._unsent[key] = list(tally.numbers())
+        else:
+            for i, number in enumerate(tally.numbers()):
+                unsent[i] += number
         self._take(key, tally, result.at_s)
 
     def state_of(self, goal: str, segment: str) -> tuple[float, int]:
@@ -272,7 +276,8 @@ class Posteriors:
 
     def take_delta(self) -> Delta:
         """What was learned here since the last one was taken; what was absorbed is not in it."""
-        delta, self._unsent = Delta(self._unsent), {}
+        delta = Delta({key: Tally(*numbers) for key, numbers in self._unsent.items()})
+        self._unsent = {}
         return delta
 
     def absorb(self, delta: Delta, now_s: float) -> None:
