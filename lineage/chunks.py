@@ -149,9 +149,9 @@ class ChunkBuilder:
                 by_id[id(setting)] = index
             which.append(index)
             if held:
-                sort_in(columns, "out", i, held, sum(group[4]))
+                sort_in(columns, "out", i, held)
             if inputs:
-                sort_in(columns, "in", i, inputs, sum(group[4]))
+                sort_in(columns, "in", i, inputs)
         sizes = [len(group[3]) for group in groups]
         n = self.n_requests
         seqs = _numbers([group[1] for group in groups], sizes, n)

@@ -178,26 +178,29 @@ def _is_scores(values: Array) -> bool:
     return values.dtype.kind == "f" and values.ndim == 2 and values.shape[1] > 1
 
 
-def sort_in(columns: dict[Any, Column], side: str, group: int, held: Mapping[str, Array | None], rows: int) -> None:
-    """Puts the outputs or inputs of a group, with so many rows, into their columns, made where there are none yet."""
+def sort_in(columns: dict[Any, Column], side: str, group: int, held: Mapping[str, Array | None]) -> None:
+    """Puts the outputs or inputs of a group into their columns, which are made where there are none yet."""
     for name, values in held.items():
-        kind: _Kind = "full"
-        dtype, shape = None, ()
-        if values is None:
-            kind = "none"
-        else:
-            dtype, shape = values.dtype, values.shape[1:]
-            if values.dtype.hasobject:
-                kind = "text"
-            elif side == "out" and (values.nbytes > MOST_OUTPUT_BYTES * rows or values.nbytes > MOST_GROUP_BYTES):
-                kind = "best"
-        key = (kind, side, name, dtype, shape)
+        key: Any = (side, name)
+        if values is not None:
+            key = (side, name, values.dtype, values.shape[1:], values.nbytes > MOST_GROUP_BYTES)
         column = columns.get(key)
         if column is None:
-            column = columns[key] = Column(*key)
+            dtype, shape = (None, ()) if values is None else (values.dtype, values.shape[1:])
+            column = columns[key] = Column(_kind_of(side, values), side, name, dtype, shape)
         column.groups.append(group)
         if values is not None:
             column.arrays.append(values)
+
+
+def _kind_of(side: str, values: Array | None) -> _Kind:
+    if values is None:
+        return "none"
+    if values.dtype.hasobject:
+        return "text"
+    row_bytes = values.dtype.itemsize * math.prod(values.shape[1:])
+    fits = row_bytes <= MOST_OUTPUT_BYTES and values.nbytes <= MOST_GROUP_BYTES
+    return "full" if fits or side == "in" else "best"
 
 
 def _texts(arrays: Sequence[Array], n_each: int, most_row_bytes: int) -> tuple[list[int], list[bytes]]:
