@@ -94,7 +94,7 @@ class RolloutPlan:
     latency_quantiles: tuple[float, ...] = (0.5, 0.95)
     min_agreement: float | None = 0.5
     alpha: float = 0.05
-    promote_alpha: float = 0.05
+    promote_alpha: float = 0.01
     careful_share: float = 0.05
     served_factor: float = 4.0
     require_truth: bool = True

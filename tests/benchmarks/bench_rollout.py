@@ -1,10 +1,10 @@
 """Who is rolled back, who is promoted, and how much traffic a bad version hurts until then, in simulated worlds.
 
-    python -m tests.benchmarks.bench_rollout [--seeds 100] [--first 0] [--workers 2]
+    python -m tests.benchmarks.bench_rollout [--seeds 100] [--first 50000] [--workers 2]
 
 Every world once per seed, with the plan by default (the shadow first) and with one that begins with a canary of 1 %.
 The hurt share is that of the requests, until the decision or the end of the traffic,
-which the bad version served. The plan's figures were chosen on seeds from 10,000 on.
+which the bad version served. The plan's figures were chosen on smaller seeds than the first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def jobs(n_seeds: int, first: int) -> list[Job]:
 
 def run(job: Job) -> Result:
     plan, world, seed = job
-    every_s = max(1.0, world.n_requests / world.per_s / 100)  # a hundred decisions over all the traffic
+    every_s = max(1.0, world.n_requests / world.per_s / 50)  # fifty decisions over all the traffic
     return simulate(world, PLANS[plan], seed, every_s)
 
 
@@ -61,7 +61,7 @@ def told(results: list[Result], world: World) -> str:
     p50, p95 = statistics.median(hurt), hurt[min(len(hurt) - 1, int(0.95 * len(hurt)))]
     line += f"  hurt {p50:6.2%} {p95:6.2%} {hurt[-1]:6.2%} at most {MOST_HURT:.0%}: "
     line += "kept" if hurt[-1] <= MOST_HURT else f"MISSED by {sum(share > MOST_HURT for share in hurt)}"
-    if world.n_requests >= 100_000:
+    if world.name in BAD and world.n_requests >= 100_000:
         line += f", rolled back: {'kept' if back == 1.0 else 'MISSED'}"
     return line
 
@@ -81,7 +81,7 @@ def choice_us() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--first", type=int, default=50_000, help="the first seed")
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
     began_s = time.perf_counter()

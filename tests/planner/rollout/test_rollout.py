@@ -32,7 +32,7 @@ def decided(rollout: Rollout, now_s: float) -> Rollout:
 def shown() -> Rollout:
     """A rollout whose challenger has shown in the shadow that it is as good, in the first step of its canary."""
     rollout = begun()
-    return decided(observe(rollout, [mirrored(100)] * 40), rollout.since_s + 60.0)
+    return decided(observe(rollout, [mirrored(100)] * 80), rollout.since_s + 60.0)
 
 
 def test_a_rollout_begins_unseen() -> None:
@@ -173,9 +173,19 @@ def test_without_truth_agreement_that_is_not_shown_holds_it_back() -> None:
     assert "agreement is not shown to hold" in decide(rollout, 1200.0).reason
 
 
+def test_every_step_bets_anew_on_harm_and_forgets_nothing() -> None:
+    before = observe(shown(), [mirrored(4000, failed=3, checked=True)])
+    after = decided(before, 1200.0)
+    assert after.share > before.share
+    assert before.evidence.errors.sides.lately != begun().evidence.errors.sides.lately
+    assert after.evidence.errors.sides.lately == begun().evidence.errors.sides.lately
+    assert after.evidence.errors.sides.not_worse == before.evidence.errors.sides.not_worse
+    assert after.n_in_step == 0
+
+
 def test_checked_requests_carry_a_canary_on() -> None:
-    rollout = observe(shown(), [mirrored(2000, checked=True), mirrored(700)])
-    assert rollout.n_in_step == 2000
+    rollout = observe(shown(), [mirrored(3000, checked=True), mirrored(700)])
+    assert rollout.n_in_step == 3000
     assert decide(rollout, 1200.0).action == "step"
     assert decide(observe(shown(), [mirrored(300, failed=12, checked=True)]), 1100.0).action == "roll_back"
 
@@ -359,4 +369,4 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestLives.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)

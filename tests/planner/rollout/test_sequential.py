@@ -13,7 +13,9 @@ from planner.errors import BadRequest
 from planner.rollout.sequential import (
     Comparison,
     Level,
+    Sides,
     Tally,
+    Wealth,
     group_bets,
     level_bets,
     mean_wealth,
@@ -238,3 +240,24 @@ def test_pairs_that_the_challenger_served_count_as_served() -> None:
     assert checked.sides.log_e_worse(5) > mirrored.sides.log_e_worse(5)
     rates = Comparison(0.01, 0.1).update_mirrored(Tally(100, 4), Tally(100, 9), served=True)
     assert rates.sides.worse.shadow == Comparison(0.01, 0.1).sides.worse.shadow != rates.sides.worse.served
+
+
+def test_the_money_is_shared_between_all_that_may_show_harm() -> None:
+    won = (math.log(60.0),) * 5
+    thirds = [
+        (Sides(worse=Wealth(shadow=won)), (60.0 + 1.0 + 1.0 / 5) / 3),
+        (Sides(worse=Wealth(served=won)), (60.0 + 60.0 + 1.0 / 5) / 3),
+        (Sides(lately=Wealth(served=won)), (1.0 + 1.0 + 60.0 / 5) / 3),
+    ]
+    for sides, wealth in thirds:
+        assert sides.log_e_worse(5) == pytest.approx(math.log(wealth))
+
+
+@pytest.mark.parametrize("worse", [True, False])
+@pytest.mark.parametrize("rate", [0.0, 1e-6, 0.5, 1.0])
+@pytest.mark.parametrize("sizes", [(1, 1), (1_000_000, 1), (1, 1_000_000)])
+@pytest.mark.parametrize("margin", [0.0, 1e-6, 0.002, 0.5])
+def test_bets_are_numbers_at_all_ends(worse: bool, rate: float, sizes: tuple[int, int], margin: float) -> None:
+    for champion, challenger in itertools.product((0, sizes[0]), (0, sizes[1])):
+        tallies = Tally(sizes[0], champion), Tally(sizes[1], challenger)
+        assert all(math.isfinite(bet) for bet in group_bets(*tallies, rate, margin, worse=worse))
