@@ -239,6 +239,17 @@ def log_probabilities(found: Floats, first: Sequence[int], node: Sequence[int]) 
     return made
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """What was made of some arms, and with which probabilities they are chosen, by segment and features."""
+
+    arms: Sequence[Arm]
+    open_: list[int]
+    tree: Tree
+    rows: Floats
+    found: dict[tuple[str, tuple[float, ...]], tuple[float, ...]]
+
+
 class Controller:
     """Decides by the network; `mixing` of all decisions over plans are spread evenly, so that the journal stays useful.
 
@@ -251,7 +262,7 @@ class Controller:
         self.weights = weights
         self._ways = ways
         self._mixing = mixing
-        self._kept: dict[tuple[int, Objective], tuple[Sequence[Arm], list[int], Tree, Floats]] = {}
+        self._kept: dict[tuple[int, Objective], _Known] = {}
 
     def next_step(self, state: State, ways: Sequence[Way]) -> dict[str, float]:
         """The distribution over the next steps of these ways, by name; STOP where one of them ends here.
@@ -269,25 +280,30 @@ class Controller:
         return found
 
     def choose(self, context: Context, arms: Sequence[Arm], rng: random.Random, now_s: float) -> Choice:
-        """As `Policy.choose`."""
-        kept = self._kept.get((id(arms), context.objective))
-        if kept is None or kept[0] is not arms:
+        """As `Policy.choose`. 60 us where features or segment are new, 2 us where they are known."""
+        known = self._kept.get((id(arms), context.objective))
+        if known is None or known.arms is not arms:
             open_ = open_arms(arms)
             tree = Tree([self._ways(arms[i]) for i in open_], context.objective)
             if len(self._kept) >= _MOST_KEPT:
                 self._kept.clear()
-            kept = self._kept[id(arms), context.objective] = (arms, open_, tree, self._edge_rows(tree))
-        _, open_, tree, rows = kept
-        found = tree.through @ np.log(np.maximum(self._edge_chances(State.of(context), tree, rows), 1e-30))
-        likely = np.exp(found - found.max())
-        likely /= likely.sum()
-        propensities, evenly = [0.0] * len(arms), self._mixing / len(open_)
-        for i, p in zip(open_, likely.tolist(), strict=True):
-            propensities[i] = (1.0 - self._mixing) * p + evenly
-        total = sum(propensities)
-        propensities = [p / total for p in propensities]
+            known = self._kept[id(arms), context.objective] = _Known(arms, open_, tree, self._edge_rows(tree), {})
+        propensities = known.found.get((context.segment, context.features))
+        if propensities is None:
+            if len(known.found) >= _MOST_KEPT:
+                known.found.clear()
+            propensities = known.found[context.segment, context.features] = self._propensities(State.of(context), known)
         arm = drawn(propensities, rng)
-        return Choice(arm, tuple(propensities), f"drawn by the controller, {100.0 * propensities[arm]:.2g} %")
+        return Choice(arm, propensities, f"drawn by the controller, {100.0 * propensities[arm]:.2g} %")
+
+    def _propensities(self, state: State, known: _Known) -> tuple[float, ...]:
+        logs = known.tree.through @ np.log(np.maximum(self._edge_chances(state, known.tree, known.rows), 1e-30))
+        likely = np.exp(logs.astype(np.float64))
+        likely /= likely.sum()
+        found, evenly = [0.0] * len(known.arms), self._mixing / len(known.open_)
+        for i, p in zip(known.open_, likely.tolist(), strict=True):
+            found[i] = (1.0 - self._mixing) * p + evenly
+        return tuple(found)
 
     def learn(self, context: Context, arm: Arm, result: Result) -> None:
         """Learns nothing by itself: see `controller_training.train`."""

@@ -2,8 +2,9 @@
 
 The value of a policy on the journal is its doubly robust estimate (Dudik, Langford and Li 2011, ICML): a linear model
 says what each plan would have brought, and inverse propensity scores correct it where the plan was chosen. As the
-probabilities of all plans are known for every outcome, the gradient of that estimate needs no sampling. What was held
-out decides when to stop; where nothing helps, the weights stay those of the prior.
+probabilities of all plans are known for every outcome, the gradient of that estimate needs no sampling. Corrections
+of what was hardly ever chosen are shrunk, or luck would decide (Su, Dimakopoulou, Krishnamurthy and Dudik 2020, ICML).
+What was held out decides when to stop; where nothing helps, the weights stay those of the prior.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from planner.errors import BadRequest
 _HELD_OUT = 0.25
 _BATCH = 512
 _RATE = 0.01
-_MOST_WEIGHT = 30.0  # of an inverse propensity
+_SHRINKAGE = 25.0  # outcomes by this is the square of the inverse propensity from which on corrections are shrunk
 _OPENNESS = 0.05  # how much unsure choices are favoured at first, so that none is given up before it is understood
-_RIDGE = 4.0  # outcomes that pull the slopes of the reward model to 0
-_GUESS = 2.0  # outcomes that the prediction counts for in it
+_GUESS = 16.0  # outcomes that the prediction counts for in the reward model, and the whole for a segment
+_RIDGE = 4.0  # outcomes that pull the slopes of features to 0
 _MOST_STEPS, _MOST_SEGMENTS = 512, 256  # the most frequent names get numbers of their own
 
 
@@ -188,20 +189,18 @@ def _gains(examples: Sequence[Example], states: Floats, segments: npt.NDArray[np
     usual = float(rewards.mean())
     own = np.zeros((n, int(segments.max()) + 1))
     own[np.arange(n), segments] = 1.0
-    seen = np.concatenate([states.astype(np.float64), own], axis=1)
+    seen = np.concatenate([np.ones((n, 1)), own, states.astype(np.float64)], axis=1)
+    pull = np.diag([_GUESS] * (1 + own.shape[1]) + [_RIDGE] * states.shape[1])
     model = np.empty((n, n_ways))
     objective = examples[0].state.objective
     for w, way in enumerate(examples[0].ways):
         guess = Result.answered(way.p50_ms, way.cost).reward(objective, way.accuracy)
-        at = chosen == w
-        centre = (rewards[at].sum() + _GUESS * guess) / (at.sum() + _GUESS)
-        design = seen[at]
-        pull = _RIDGE * np.eye(seen.shape[1])
-        slopes = np.linalg.solve(design.T @ design + pull, design.T @ (rewards[at] - centre))
-        model[:, w] = centre + seen @ slopes
+        design, off = seen[chosen == w], rewards[chosen == w] - guess
+        model[:, w] = guess + seen @ np.linalg.solve(design.T @ design + pull, design.T @ off)
     had = np.array([example.propensities for example in examples])[np.arange(n), chosen]
     gains = model - usual
-    gains[np.arange(n), chosen] += np.minimum(1.0 / had, _MOST_WEIGHT) * (rewards - model[np.arange(n), chosen])
+    shrunk = (1.0 / had) / (1.0 + _SHRINKAGE / n / had**2)
+    gains[np.arange(n), chosen] += shrunk * (rewards - model[np.arange(n), chosen])
     return gains.astype(np.float32)
 
 

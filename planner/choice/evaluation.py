@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -317,7 +317,9 @@ def _replay(
         choice = policy.choose(logged.context, logged.arms, rng, logged.result.at_s)
         if choice.arm == logged.choice.arm:
             kept.append(float(rewards.earned[i]))
-            policy.learn(logged.context, logged.arms[choice.arm], logged.result)
+            # To the policy it is an outcome of its own choice, which it made with its own probability.
+            result = replace(logged.result, propensity=choice.propensity)
+            policy.learn(logged.context, logged.arms[choice.arm], result)
     values = np.array(kept)
     return (mean(len(kept), float(values.sum()), float(values @ values)) if len(kept) > 1 else None), len(kept)
 

@@ -93,6 +93,27 @@ def test_rules_hold_and_every_open_plan_has_a_chance() -> None:
         prior().next_step(State(), [])
 
 
+def test_what_it_keeps_belongs_to_the_same_arms_segment_features_and_objective() -> None:
+    log = drawn_log(600, 1)
+    weights = train(examples_of(log), n_epochs=10)
+    controller = Controller(weights)
+    slow = [replace(arm, p50_ms=900.0 if arm.plan == "third" else arm.p50_ms) for arm in ARMS]
+    contexts = [
+        Context("goal", segment, features, objective)
+        for segment in ("clinic", "school")
+        for features in ((), (1.0, 0.0, 1.0, 1.0, 3.0, 0.5))
+        for objective in (Objective(), Objective(1.0, 5.0, 1.0))
+    ]
+    seen = set()
+    for _ in range(2):
+        for arms in (ARMS, slow):
+            for context in contexts:
+                choice = controller.choose(context, arms, random.Random(0), 0.0)
+                assert choice == Controller(weights).choose(context, arms, random.Random(0), 0.0)
+                seen.add(choice.propensities)
+    assert len(seen) == 16
+
+
 def test_the_gradient_is_that_of_the_value() -> None:
     rng = random.Random(4)
     steps = [

@@ -155,6 +155,17 @@ def test_a_policy_learns_in_a_replay_and_is_taught_before_it_is_compared() -> No
     assert untaught.replay.value > untaught.doubly_robust.high
 
 
+def test_a_policy_is_taught_with_the_logs_propensities_and_in_a_replay_with_its_own() -> None:
+    class Listening(Stochastic):
+        def learn(self, context: Context, arm: Arm, result: Result) -> None:
+            heard.append((arm.plan, result.propensity))
+
+    heard: list[tuple[str, float]] = []
+    compare([Listening(OTHER.propensities)], drawn_log(200, 0), random.Random(0))
+    assert set(heard[:100]) == {("first", 0.6), ("second", 0.2), ("third", 0.2)}
+    assert set(heard[100:]) == {("first", 0.1), ("second", 0.6), ("third", 0.3)}
+
+
 def test_the_table_has_a_line_for_each_policy_and_each_warning() -> None:
     table: Table = compare([Prior(), Fixed("second")], drawn_log(60, 0), random.Random(0))
     lines = table.text().splitlines()
