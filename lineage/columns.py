@@ -200,7 +200,9 @@ def _kind_of(side: str, values: Array | None) -> _Kind:
         return "text"
     row_bytes = values.dtype.itemsize * math.prod(values.shape[1:])
     fits = row_bytes <= MOST_OUTPUT_BYTES and values.nbytes <= MOST_GROUP_BYTES
-    return "full" if fits or side == "in" else "best"
+    if fits or side == "in":
+        return "full"
+    return "best" if _is_scores(values) else "none"
 
 
 def _texts(arrays: Sequence[Array], n_each: int, most_row_bytes: int) -> tuple[list[int], list[bytes]]:

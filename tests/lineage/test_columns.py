@@ -67,6 +67,6 @@ def test_groups_with_the_same_form_share_a_column() -> None:
 
 def test_a_group_without_rows_says_as_well_how_its_column_is_kept() -> None:
     columns: dict[Any, Column] = {}
-    sort_in(columns, "out", 0, {"y": np.zeros((0, 100))})
+    sort_in(columns, "out", 0, {"y": np.zeros((0, 100)), "z": np.zeros((0, 100), np.int64)})
     sort_in(columns, "out", 1, {"y": np.zeros((2, 100))})
-    assert [(c.kind, c.groups) for c in columns.values()] == [("best", [0, 1])]
+    assert [(c.kind, c.groups) for c in columns.values()] == [("best", [0, 1]), ("none", [0])]
