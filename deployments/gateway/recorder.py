@@ -90,7 +90,6 @@ class Recorder:
         self._memory_bytes = 0
         self._spool: Spool | None = None
         self._spool_bytes = 0
-        self._opened = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._to_encode, self._to_write, self._moved = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
