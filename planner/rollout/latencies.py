@@ -44,7 +44,7 @@ class Latencies:
         numbers = np.floor(_PER_E * np.log(np.maximum(took, 1e-3))).astype(int)
         least = int(numbers.min())
         counts = np.bincount(numbers - least)
-        return cls({least + int(i): int(counts[i]) for i in np.flatnonzero(counts)})
+        return cls({least + i: n for i, n in enumerate(counts.tolist()) if n})
 
     @property
     def n(self) -> int:

@@ -40,11 +40,11 @@ _PRIOR = 10.0  # outcomes that the guess of the champion's rate is worth
 def mean_wealth(bets: Bets) -> float:
     """The logarithm of the mean wealth of the bets: the evidence, in nats."""
     most = max(bets)
-    return most + math.log(sum(math.exp(bet - most) for bet in bets) / len(bets))
+    return most + math.log(sum([math.exp(bet - most) for bet in bets]) / len(bets))
 
 
 def _plus(one: Bets, other: Bets) -> Bets:
-    return tuple(a + b for a, b in zip(one, other, strict=True))
+    return tuple([a + b for a, b in zip(one, other, strict=True)])
 
 
 def pair_bets(n: int, only_challenger: int, only_champion: int, margin: float, *, worse: bool) -> Bets:

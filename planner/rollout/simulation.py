@@ -139,6 +139,8 @@ class _Traffic:
 
         def pairs(of: _Bools, truths: tuple[int, int, int, int], served: bool) -> Pairs:
             n_judged, n_right, n_champion_right, n_both_right = truths
+            if not of.any() and not n_judged:
+                return Pairs(served=served)
             return Pairs(
                 n=int(of.sum()),
                 n_failed=int((of & ~challenger_ok & ok).sum()),

@@ -36,7 +36,7 @@ def jobs(n_seeds: int, first: int) -> list[Job]:
     for n_requests in (10_000, 1_000):
         cells += [("shadow first", replace(by_name[name], n_requests=n_requests)) for name in (*BAD, "equally good")]
     cells += [("canary only", by_name[name]) for name in BAD]
-    cells.append(("canary only", replace(by_name["equally good"], n_requests=50_000)))
+    cells.append(("canary only", replace(by_name["equally good"], n_requests=30_000)))
     return [(plan, world, seed) for plan, world in cells for seed in range(first, first + n_seeds)]
 
 
