@@ -17,7 +17,7 @@ from planner.cards import Resources
 from planner.features import Array, Feature, Port
 from planner.goals import Goal
 
-FIXED_MS, PER_ROW_MS, MOST_ROWS, WIDTH = 4.0, 0.8, 16, 4
+FIXED_MS, PER_ROW_MS, MOST_ROWS, WIDTH = 4.0, 1.6, 8, 4
 ROWS_PER_S = MOST_ROWS / (FIXED_MS + PER_ROW_MS * MOST_ROWS) * 1e3  # of one replica in full calls
 
 RAW, OTHER_RAW, MIDDLE, END, OTHER_END = (
