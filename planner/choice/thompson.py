@@ -19,6 +19,7 @@ from planner.choice.posteriors import STALE, Posteriors
 from planner.goals import Objective
 
 _MOST_TABLES = 4096
+_WIDE = 0.75  # the boldness with which it is decided what is tried
 _STALE_S = 30.0  # beliefs fade with time too
 
 
@@ -61,12 +62,13 @@ class _Table:
 class Thompson:
     """Draws plans by their probability to be the best, within a budget.
 
-    At most `share` of a goal's requests, and `burst` more, go to plans whose expected value is below that of the best;
-    what is not spent is saved, up to `saved` requests, for when something changes. `boldness` scales how unsure beliefs
-    are taken to be: at 1, which is Thompson's own rule, two to four times as much was lost in the simulated worlds,
-    and Chapelle and Li report the like. `least` keeps looking: at least `least / sqrt(outcomes known)` of a segment's
-    requests, and 5 % at most, go to plans in proportion to the variance of what is believed of them, so that bad luck
-    at first or a plan that has become better is noticed.
+    At most `share` of a goal's requests, and `burst` for each of its plans once, go to plans whose expected value is
+    below that of the best; what is not spent is saved, up to `saved` requests, for when something changes. `boldness`
+    scales how unsure beliefs are taken to be when it comes to how often something is tried: at 1, which is Thompson's
+    own rule, two to four times as much was lost in the simulated worlds, and Chapelle and Li report the like. Which
+    plan is tried is decided nearer to that rule, so that one with bad luck at first is not passed over. `least` keeps
+    looking: at least `least / sqrt(outcomes known)` of a segment's requests, and 5 % at most, go to plans in proportion
+    to the variance of what is believed of them, so that one that has become better is noticed.
     """
 
     name = "thompson"
@@ -75,7 +77,7 @@ class Thompson:
         self,
         posteriors: Posteriors | None = None,
         share: float = 0.1,
-        burst: float = 20.0,
+        burst: float = 12.0,
         least: float = 0.2,
         boldness: float = 0.5,
         saved: float = 500.0,
@@ -87,7 +89,7 @@ class Thompson:
         self._tables: OrderedDict[tuple[str, str, int], _Table] = OrderedDict()
 
     def choose(self, context: Context, arms: Sequence[Arm], rng: random.Random, now_s: float) -> Choice:
-        """As `Policy.choose`. 3 us while beliefs are fresh, 100 us when they are not (3 plans)."""
+        """As `Policy.choose`. 3 us while beliefs are fresh, 200 us when they are not (3 plans)."""
         goal, segment = context.goal, context.segment
         table = self._tables.get((goal, segment, id(arms)))
         n_outcomes, changes = self.posteriors.state_of(goal, segment)
@@ -121,14 +123,14 @@ class Thompson:
         open_ = open_arms(arms)
         purse = self._purses.get(goal)
         if purse is None:
-            purse = self._purses[goal] = Purse(self._burst)
+            purse = self._purses[goal] = Purse(self._burst * len(open_))
         table = _Table(arms, context.objective, purse)
         beliefs = self.posteriors.beliefs(context, arms, now_s)
         n_outcomes, table.changes = self.posteriors.state_of(goal, segment)
         table.fresh_until = n_outcomes + max(1.0, STALE * self.posteriors.known(goal, segment))
         table.fresh_until_s = now_s + _STALE_S
         worths = [beliefs[i].worth(context.objective) for i in open_]
-        chances = chances_to_be_best([mean for mean, _ in worths], [self._boldness * sd for _, sd in worths])
+        chances = self._chances([mean for mean, _ in worths], [sd for _, sd in worths])
         looking = min(0.05, self._least / math.sqrt(1.0 + self.posteriors.known(goal, segment)))
         propensities, best = [0.0] * len(arms), [0.0] * len(arms)
         top = max(mean for mean, _ in worths) - 1e-12
@@ -149,6 +151,18 @@ class Thompson:
         if len(self._tables) > _MOST_TABLES:
             self._tables.popitem(last=False)
         return table
+
+    def _chances(self, means: Sequence[float], deviations: Sequence[float]) -> list[float]:
+        """With which probability each plan is to be drawn, as far as the budget allows."""
+        bold = chances_to_be_best(means, [self._boldness * sd for sd in deviations])
+        if len(means) < 3:
+            return bold
+        wide = chances_to_be_best(means, [_WIDE * sd for sd in deviations])
+        first = max(range(len(means)), key=means.__getitem__)
+        if wide[first] > 1.0 - 1e-9:
+            return bold
+        tried = (1.0 - bold[first]) / (1.0 - wide[first])
+        return [bold[first] if i == first else tried * chance for i, chance in enumerate(wide)]
 
     @staticmethod
     def _why(i: int, leader: int, arms: Sequence[Arm], propensities: Sequence[float]) -> str:
