@@ -42,7 +42,7 @@ from planner.errors import BadCard, ClusterDown, FenixError
 
 if TYPE_CHECKING:
     # Importing it imports Ray, which must come after the flags.
-    from deployments.applications import Installation
+    from deployments.applications import Installation, Journaling
     from planner.fusion import Rules
 
 Report = Callable[[str], None]
@@ -295,6 +295,21 @@ def installation(settings: Settings) -> Installation:
         ),
         hedge_share=limits.hedge_share,
         fusion=_fusion(settings.fusion),
+        journal=_journaling(settings),
+    )
+
+
+def _journaling(settings: Settings) -> Journaling | None:
+    from deployments.applications import Journaling
+
+    journal = settings.journal
+    if not journal.enabled:
+        return None
+    return Journaling(
+        folder=str(settings.state_dir / "spool"),
+        keep_s=journal.keep_days * 86_400.0,
+        sample_share=journal.sample_share,
+        spool_bytes=journal.spool_mib << 20,
     )
 
 

@@ -121,6 +121,21 @@ class FusionSettings(Section):
     )
 
 
+class JournalSettings(Section):
+    """What is kept of the requests that were answered, for feedback and for learning."""
+
+    enabled: bool = Field(default=True, description="Whether outcomes are recorded; without, there is no feedback.")
+    keep_days: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="How long outcomes and feedback are kept."
+    )
+    sample_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01, description="Share of the requests whose inputs are kept too; never those of tagged data."
+    )
+    spool_mib: Annotated[int, Field(ge=1)] = Field(
+        default=1024, description="Disk for outcomes that wait while the database is away, in MiB per gateway."
+    )
+
+
 class Settings(Section):
     """Everything that can be set. `model_dump(mode="json")` is the plain dictionary that the layers below get."""
 
@@ -148,6 +163,7 @@ class Settings(Section):
     mlflow: MlflowSettings = MlflowSettings()
     gateway: GatewaySettings = GatewaySettings()
     fusion: FusionSettings = FusionSettings()
+    journal: JournalSettings = JournalSettings()
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Settings:
@@ -277,7 +293,7 @@ def _leaves(node: yaml.Node, prefix: str, path: Path) -> Iterator[tuple[str, tup
             raise BadCard(f"{where}: {key!r} is set twice.", hint="Keep one of the two.")
         seen.add(key)
         value = _value(value_node)
-        if key in {"ray", "mlflow", "gateway", "fusion"}:
+        if key in {"ray", "mlflow", "gateway", "fusion", "journal"}:
             if value is not None:
                 yield from _leaves(value_node, f"{key}.", path)
         else:

@@ -27,6 +27,17 @@ _POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
+class Journaling:
+    """What is recorded of requests: for how long, of which share of them the inputs too, and how much may wait in
+    which folder."""
+
+    folder: str
+    keep_s: float = 30 * 86_400.0
+    sample_share: float = 0.01
+    spool_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
 class Installation:
     """Where a cluster keeps its things and where it listens: all that `deployments` needs of the settings."""
 
@@ -41,6 +52,7 @@ class Installation:
     limits: Limits = field(default_factory=Limits)
     hedge_share: float = 0.03  # of the calls may be sent twice
     fusion: Rules | None = None  # how readily chains are fused; None: never
+    journal: Journaling | None = None  # None: nothing is recorded
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
-"""What a fresh cluster needs before it can serve: the catalogue actor, the board, the steward, the gateway, and all
-that the catalogue holds from before."""
+"""What a fresh cluster needs before it can serve: the catalogue actor, the board, the ledger, the steward, the gateway,
+and all that the catalogue holds from before."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ray import serve
 from deployments.applications import Installation, Report, start
 from deployments.board import start_board
 from deployments.gateway.app import APPLICATION, gateway
+from deployments.ledger import start_ledger
 from deployments.registry import RegistryClient, start_catalogue
 from deployments.steward import start_steward
 
@@ -22,6 +23,8 @@ def install(installation: Installation, report: Report) -> None:
     """
     start_catalogue(installation.database_url)
     start_board()
+    if installation.journal is not None:
+        start_ledger(installation.database_url, installation.journal.keep_s)
     report("catalogue open")
     asyncio.run(_restore(installation, report))
     start_steward(installation)

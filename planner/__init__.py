@@ -30,6 +30,7 @@ Deciding
     progress.py         what is left of a plan, and what two plans share
     roster.py           the extensions as a dispatcher sees them
     line.py             whose rows go next
+    pace.py             how long one has to expect to wait
     breakers.py         which extensions are let alone for a while
     hedging.py          when a call is sent to a second replica, and the calls that do so
     replicas.py         which replica gets the next call
@@ -37,6 +38,8 @@ Deciding
     fusion.py           which chains deserve to be one extension, and which no longer do
     wiring.py           what such an extension is made of, and its card
     policies/           how many rows a batch takes, and when it goes
+    choice/             which of several plans serves whom, learned from outcomes
+    rollout/            how a new version earns its traffic
 
 Doing
     convoys.py          requests for one plan travel together

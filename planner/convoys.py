@@ -18,8 +18,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import chain
+from random import getrandbits
 from time import perf_counter  # the loop of uvloop counts whole milliseconds
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -46,6 +47,26 @@ CROWD = 2  # rows that leave, for each that stands in line already: each group c
 Dispatch = Callable[[Plan, Mapping[str, Array], Token, Sequence[Plan]], Coroutine[Any, Any, Answer]]
 
 
+class Notes(Protocol):
+    """Takes down what became of requests."""
+
+    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float) -> Sequence[str]:
+        """The riders' rows, in their order, are those of the answer. Returns the trace id of each."""
+
+    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float) -> None:
+        """There is no answer for these, all for the same reason. Not told of those that were refused at once."""
+
+
+class Unnoted:
+    """Takes nothing down."""
+
+    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float) -> Sequence[str]:
+        return [f"{getrandbits(128):032x}" for _ in riders]
+
+    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float) -> None:
+        pass
+
+
 class Rider(ABC):
     """One request in a convoy: its rows, and what to do when it hears of its answer. Only the first word counts."""
 
@@ -57,7 +78,7 @@ class Rider(ABC):
     group: _Group | None
 
     @abstractmethod
-    def arrive(self, answer: Answer, start: int, stop: int) -> None:
+    def arrive(self, answer: Answer, start: int, stop: int, trace_id: str) -> None:
         """The answer of the whole group is there; this request's rows are `start` to `stop`."""
 
     @abstractmethod
@@ -74,22 +95,22 @@ class Passenger(Rider):
         self.inputs, self.n_rows, self.token, self.group = inputs, n_rows, token, None
         self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-    def arrive(self, answer: Answer, start: int, stop: int) -> None:
+    def arrive(self, answer: Answer, start: int, stop: int, trace_id: str) -> None:
         if not self.future.done():
-            self.future.set_result(share_of(answer, start, stop))
+            self.future.set_result(share_of(answer, start, stop, trace_id))
 
     def fail(self, error: FenixError) -> None:
         if not self.future.done():
             self.future.set_exception(error)
 
 
-def share_of(answer: Answer, start: int, stop: int) -> Answer:
+def share_of(answer: Answer, start: int, stop: int, trace_id: str = "") -> Answer:
     """The answer for the rows `start` to `stop` of a group."""
     outputs = {
         name: Rows(rows.values[start:stop], None if rows.confidence is None else rows.confidence[start:stop])
         for name, rows in answer.outputs.items()
     }
-    return Answer(outputs, answer.plan, answer.steps, answer.flags)
+    return Answer(outputs, answer.plan, answer.steps, answer.flags, trace_id=trace_id)
 
 
 class _Group(Escort):
@@ -204,9 +225,12 @@ class _Lines:
 class Convoy:
     """Where the requests for one plan gather. Belongs to one event loop."""
 
-    def __init__(self, plans: PlanSet, dispatch: Dispatch, at_once: Callable[[Plan], bool]) -> None:
+    def __init__(
+        self, plans: PlanSet, dispatch: Dispatch, at_once: Callable[[Plan], bool], notes: Notes | None = None
+    ) -> None:
         """`at_once` tells whether a plan can be run within this turn of the loop, without waiting for anything."""
         self.plans = plans
+        self.notes = notes or Unnoted()
         self._dispatch = dispatch
         self._at_once = at_once
         self._loop = asyncio.get_running_loop()
@@ -315,7 +339,7 @@ class Convoy:
         if self._halves:
             for rider in self._halves.popleft():
                 if rider.token.late(now_s):
-                    rider.fail(_late())
+                    self._refuse([rider], _late())
                 elif not rider.token.gone:
                     riders.append(rider)
             return riders
@@ -326,7 +350,7 @@ class Convoy:
             if rider.token.gone:
                 continue
             if rider.token.late(soonest_s):
-                rider.fail(_late())
+                self._refuse([rider], _late())
                 continue
             riders.append(rider)
             n_rows += rider.n_rows
@@ -342,7 +366,7 @@ class Convoy:
             running = self._run(riders)
             running.send(None)
         except StopIteration as end:
-            _tell(riders, end.value, self._loop.time())
+            self._tell(riders, end.value)
             now_s = perf_counter()
             self._pace.took(now_s - left_s, now_s)
         except FenixError as error:
@@ -351,9 +375,9 @@ class Convoy:
                 self._go_now(riders[:half])
                 self._go_now(riders[half:])
             else:
-                _refuse(riders, error)
+                self._refuse(riders, error)
         except Exception as error:
-            _refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"))
+            self._refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"))
         else:  # it waits for something after all: an extension moved away from here just now
             running.close()
             self._start(riders)
@@ -364,7 +388,7 @@ class Convoy:
         self._watch(group)
         try:
             answer = await self._run(riders, group)
-            _tell(riders, answer, self._loop.time())
+            self._tell(riders, answer)
             now_s = perf_counter()
             self._pace.took(now_s - left_s, now_s)
         except FenixError as error:
@@ -375,15 +399,17 @@ class Convoy:
                     if rider.token.hard:
                         self._soonest_s = min(self._soonest_s, rider.token.until_s)
             else:
-                _refuse(riders, error)
+                self._refuse(riders, error)
         except asyncio.CancelledError:
             # Either all of them have gone, or something on the way was ended for reasons of its own.
             now_s = perf_counter()
             self._pace.took(now_s - left_s, now_s)
-            _refuse(riders, ExtensionUnavailable("the call was ended before its answer came.", hint="Send it again."))
+            self._refuse(
+                riders, ExtensionUnavailable("the call was ended before its answer came.", hint="Send it again.")
+            )
             raise
         except Exception as error:  # whatever happens, nobody may wait for ever
-            _refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"))
+            self._refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"))
         finally:
             if group.timer is not None:
                 group.timer.cancel()
@@ -397,6 +423,34 @@ class Convoy:
         token.escort = escort
         return self._dispatch(self.plans.best, inputs, token, self.plans.plans[1:])
 
+    def _tell(self, riders: Sequence[Rider], answer: Answer) -> None:
+        now_s = self._loop.time()
+        if any(rider.token.gone or (rider.token.hard and now_s > rider.token.until_s) for rider in riders):
+            self._tell_each(riders, answer, now_s)
+            return
+        start = 0
+        for rider, trace_id in zip(riders, self.notes.answered(riders, answer, now_s), strict=True):
+            stop = start + rider.n_rows
+            rider.arrive(answer, start, stop, trace_id)
+            start = stop
+
+    def _tell_each(self, riders: Sequence[Rider], answer: Answer, now_s: float) -> None:
+        """Some of them have gone, or been told that they are late, or the answer comes too late for them."""
+        start = 0
+        for rider in riders:
+            stop = start + rider.n_rows
+            if rider.token.hard and now_s > rider.token.until_s:
+                self._refuse([rider], _late())
+            elif not rider.token.gone:
+                (trace_id,) = self.notes.answered([rider], share_of(answer, start, stop), now_s)
+                rider.arrive(answer, start, stop, trace_id)
+            start = stop
+
+    def _refuse(self, riders: Sequence[Rider], error: FenixError) -> None:
+        for rider in riders:
+            rider.fail(error)
+        self.notes.failed(riders, error, self._loop.time())
+
     def _watch(self, group: _Group) -> None:
         """Fails the riders of a group that are late, now and whenever the next one will be."""
         now_s = self._loop.time()
@@ -404,7 +458,7 @@ class Convoy:
         for rider in group.riders:
             if rider.token.hard and not rider.token.gone:
                 if rider.token.late(now_s):
-                    rider.fail(_late())
+                    self._refuse([rider], _late())
                     rider.token.gone = True
                 else:
                     until_s = min(until_s, rider.token.until_s)
@@ -429,7 +483,7 @@ class Convoy:
         for rider in chain(self._waiting, *self._halves):
             if rider.token.hard and not rider.token.gone:
                 if rider.token.late(now_s):
-                    rider.fail(_late())
+                    self._refuse([rider], _late())
                     rider.token.gone = True  # it stays behind when the others leave
                 else:
                     self._soonest_s = min(self._soonest_s, rider.token.until_s)
@@ -440,22 +494,6 @@ def _call_back_if_empty(group: _Group) -> None:
     """Ends what is under way for a group of which nobody waits for an answer any more."""
     if group.task is not None and all(rider.token.gone for rider in group.riders):
         group.task.cancel()
-
-
-def _tell(riders: Sequence[Rider], answer: Answer, now_s: float) -> None:
-    start = 0
-    for rider in riders:
-        stop = start + rider.n_rows
-        if rider.token.hard and now_s > rider.token.until_s:
-            rider.fail(_late())
-        else:
-            rider.arrive(answer, start, stop)
-        start = stop
-
-
-def _refuse(riders: Sequence[Rider], error: FenixError) -> None:
-    for rider in riders:
-        rider.fail(error)
 
 
 def _may_be_one(riders: Sequence[Rider], error: FenixError) -> bool:

@@ -160,6 +160,7 @@ class Answer:
     `replanned`: the plan was changed on the way. `cached`: the rows of a step, of one at least, were all known
     already. `hedged`: a call of a step, of one at least, was sent twice. The steps say which. `partial`: the outputs in
     `missing`, each with the reason, could not be had. `unsure`: rows stayed below the confidence that was asked for.
+    `trace_id` is that of the one request that the answer is for; empty where it is for several.
     """
 
     outputs: Mapping[str, Rows]
@@ -167,3 +168,4 @@ class Answer:
     steps: tuple[StepRecord, ...]
     flags: frozenset[str] = NO_FLAGS
     missing: Mapping[str, str] = field(default_factory=dict)
+    trace_id: str = ""

@@ -47,7 +47,7 @@ class Token:
     `hard` says that `until_s` is the client's own deadline and not only our patience. `gone` is set when the client
     has left: nothing is started for the request from then on. `shared` says that the rows are those of several
     requests, so that the rows of one may be what all of them fail for. `escort` hears where the rows wait. `partial`,
-    `min_confidence` and `max_cost` are as in `Terms`.
+    `min_confidence` and `max_cost` are as in `Terms`. `came_s` is when the request came, on the event loop's clock.
     """
 
     until_s: float
@@ -62,6 +62,7 @@ class Token:
     partial: bool = False
     min_confidence: float | None = None
     max_cost: float | None = None
+    came_s: float = 0.0
 
     @classmethod
     def of(cls, terms: Terms, now_s: float) -> Token:
@@ -70,7 +71,7 @@ class Token:
             token = cls(now_s + PATIENCE_S, terms.priority, terms.user, terms.tags)
         else:
             token = cls(now_s + terms.deadline_ms / 1e3, terms.priority, terms.user, terms.tags, hard=True)
-        token.max_cost = terms.max_cost
+        token.max_cost, token.came_s = terms.max_cost, now_s
         if terms.alone:
             token.partial, token.min_confidence = terms.partial, terms.min_confidence
         return token

@@ -14,6 +14,9 @@ rest.py         FastAPI: health, metadata, `/v1`, the OpenAPI document
 schemas.py      the JSON of `/v1`
 grpc.py         the gRPC service
 metadata.py     goals and extensions as the protocol shows models
+notes.py        what becomes of requests, taken down for groups of them
+recorder.py     brings that to the journal in the background
+spool.py        what waits for the journal, on disk
 limits.py       what one client may take from the others
 server.py       the listening sockets
 app.py          all of it as a Serve deployment

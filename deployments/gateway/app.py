@@ -9,22 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from ray import serve
 
-from deployments.applications import Installation
+from deployments.applications import Installation, Journaling
 from deployments.board import BoardClient, BoardFollower
-from deployments.gateway.engine import Engine
+from deployments.gateway.engine import Engine, NotesFor
+from deployments.gateway.notes import NoteBook
+from deployments.gateway.recorder import Recorder, Recording
 from deployments.gateway.server import serve_grpc, serve_http
 from deployments.inline import InlineHost
+from deployments.ledger import LedgerClient
 from deployments.registry import CatalogueFollower, RegistryClient
 from deployments.serve_calls import ServeCalls
 from deployments.steward import StewardClient
 from planner.breakers import Standing
 from planner.cards import ExtensionId
 from planner.catalogue import Catalogue
+from planner.convoys import Unnoted
 from planner.errors import FenixError
 from planner.hedging import HedgedCalls, HedgeSettings, Hedging
 from planner.intent import SentenceEncoder, TfidfEncoder
@@ -34,6 +39,7 @@ PROFILES_EVERY_S = 5.0
 USES_EVERY_S = 5.0  # until the steward says otherwise
 JUDGE_EVERY_S = 2.0
 _DRAIN_S = 10.0
+_LAST_WRITE_S = 2.0  # for what the journal has not got yet; then it goes to disk
 _log = logging.getLogger("fenix.gateway")
 
 
@@ -48,7 +54,10 @@ class Gateway:
         calls = ServeCalls()
         hedging = Hedging(HedgeSettings(most_share=installation.hedge_share))
         self._hedged = HedgedCalls(calls, self._n_replicas, hedging)
-        self._engine = engine = Engine(self._hedged, ready=lambda: self._follower.ready(), encoder=encoder)
+        self._recorder = _recorder(installation.journal)
+        self._engine = engine = Engine(
+            self._hedged, lambda: self._follower.ready(), encoder, self._notes_for(installation)
+        )
         self._follower = CatalogueFollower(registry, self._follow)
         await self._follower.start()
         host, limits = installation.host, installation.limits
@@ -70,6 +79,12 @@ class Gateway:
         self._judging = asyncio.get_running_loop().create_task(self._judge(), name="judge-extensions")
         self._steward = StewardClient() if installation.fusion is not None else None
         self._reporting = asyncio.get_running_loop().create_task(self._report_uses(), name="report-uses")
+
+    def _notes_for(self, installation: Installation) -> NotesFor:
+        if self._recorder is None or installation.journal is None:
+            return lambda model, version, goal, terms, plans: Unnoted()
+        self._recorder.start()
+        return NoteBook(self._recorder, installation.journal.sample_share).notes_for
 
     async def _follow(self, catalogue: Catalogue) -> None:
         await self._engine.follow(catalogue)
@@ -143,15 +158,25 @@ class Gateway:
         for name, alive in tasks.items():
             if not alive:
                 raise RuntimeError(f"the gateway's {name} task has ended")
+        if self._recorder is not None:
+            self._recorder.health()
 
     async def __del__(self) -> None:
         """Called by Serve on shutdown: stops accepting, lets what is under way finish, closes."""
         for task in (self._telling, self._reporting, self._tending, self._judging):
             task.cancel()
         await asyncio.gather(self._http.stop(_DRAIN_S), self._grpc.stop(_DRAIN_S))
+        if self._recorder is not None:
+            await self._recorder.close(_LAST_WRITE_S)
         await self._inline.close()
         await self._fares.stop()
         await self._follower.stop()
+
+
+def _recorder(journal: Journaling | None) -> Recorder | None:
+    if journal is None:
+        return None
+    return Recorder(LedgerClient().append, Path(journal.folder), Recording(spool_bytes=journal.spool_bytes))
 
 
 def gateway(installation: Installation) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import secrets
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +20,10 @@ from planner.batching import Batchers
 from planner.calls import Calls
 from planner.cards import Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue
-from planner.convoys import MOST_ROWS, Convoy, Passenger
+from planner.convoys import MOST_ROWS, Convoy, Notes, Passenger, Unnoted
 from planner.direct import direct
 from planner.dispatch import Dispatcher
-from planner.errors import BadInput, BadRequest, DeadlineExceeded, NoPlan, NotFound, StepFailed, near
+from planner.errors import BadInput, BadRequest, DeadlineExceeded, FenixError, NoPlan, NotFound, StepFailed, near
 from planner.features import Array, Feature, Port, Rows, check_rows, datatype_of, is_a
 from planner.fusion import RunCounter, Use
 from planner.goals import Goal, Objective, Terms
@@ -36,6 +35,9 @@ from planner.plan_cache import PlanCache
 from planner.plans import Answer, Plan, PlanRequest, PlanSet
 from planner.profiles import Profiles
 from planner.tokens import Token
+
+# Model, version, goal, terms, plans -> what takes down the outcomes of such requests.
+NotesFor = Callable[[str, str, str, Terms, PlanSet], Notes]
 
 MOST_CONVOYS = 4_096
 _CONFIDENCE = ".confidence"
@@ -60,9 +62,16 @@ class Engine:
     """Plans and runs requests over one catalogue, which `follow` replaces whenever it changes."""
 
     def __init__(
-        self, calls: Calls, ready: Callable[[], bool] = lambda: True, encoder: Callable[[], Encoder] = TfidfEncoder
+        self,
+        calls: Calls,
+        ready: Callable[[], bool] = lambda: True,
+        encoder: Callable[[], Encoder] = TfidfEncoder,
+        notes_for: NotesFor = lambda model, version, goal, terms, plans: Unnoted(),
     ) -> None:
-        """`encoder` makes what sentences are compared with, on a thread when the first sentence comes."""
+        """`encoder` makes what sentences are compared with, on a thread when the first sentence comes. `notes_for`
+        gives what takes down the outcomes of requests for a model (name, version, and the goal, if it is one) under
+        the same terms and plans."""
+        self._notes_for = notes_for
         self._profiles = Profiles()
         self.placements = Placements()
         batchers = Batchers(calls, self._profiles.observe)
@@ -123,7 +132,7 @@ class Engine:
         route = self._route(target, request)
         token = Token.of(target.terms, now_s)
         if request.detailed or route.n_rows > MOST_ROWS or target.terms.alone:
-            answer = await self._dispatch(route.plans.best, request.inputs, token, route.plans.plans[1:])
+            answer = await self._alone(route, request.inputs, token)
         else:
             answer = await _taken_along(route.convoy, Passenger(request.inputs, route.n_rows, token))
         if token.hard and asyncio.get_running_loop().time() > token.until_s:
@@ -137,6 +146,18 @@ class Engine:
             plan=answer.plan,
             steps=answer.steps,
         )
+
+    async def _alone(self, route: Route, inputs: Mapping[str, Array], token: Token) -> Answer:
+        """The answer for a request that does not travel with others."""
+        notes, passenger = route.convoy.notes, Passenger(inputs, route.n_rows, token)
+        loop = asyncio.get_running_loop()
+        try:
+            answer = await self._dispatch(route.plans.best, inputs, token, route.plans.plans[1:])
+        except FenixError as error:
+            notes.failed([passenger], error, loop.time())
+            raise
+        (trace_id,) = notes.answered([passenger], answer, loop.time())
+        return replace(answer, trace_id=trace_id)
 
     def route(self, request: InferRequest) -> Route:
         """The way of a request that names its model, for it and all that are like it. Raises what `infer` raises
@@ -155,12 +176,13 @@ class Engine:
         shapes = tuple([(name, inputs[name].shape[1:]) for name in sorted(inputs)])
         # Plans of one step are made anew each time, and their only promise is to run that step.
         which = plans.best.id if target.card is not None else id(plans)
-        key = (which, shapes, terms.priority, terms.user, terms.tags)
+        key = (which, shapes, terms.priority, terms.user, terms.tags, terms.purpose)
         convoy = self._convoys.get(key)
         if convoy is None:
             if len(self._convoys) >= MOST_CONVOYS:
                 del self._convoys[next(iter(self._convoys))]
-            convoy = self._convoys[key] = Convoy(plans, self._dispatch, self.placed.at_once)
+            notes = self._notes_for(target.model, target.version, target.goal, terms, plans)
+            convoy = self._convoys[key] = Convoy(plans, self._dispatch, self.placed.at_once, notes)
         n_rows = len(next(iter(inputs.values())))
         return Route(self._catalogue.epoch, target.model, target.version, terms, n_rows, plans, convoy)
 
@@ -333,7 +355,7 @@ async def _taken_along(convoy: Convoy, passenger: Passenger) -> Answer:
 def parameters_of(answer: Answer) -> dict[str, str | int | float | bool]:
     """What an answer says of itself: plan, trace id, the lowest confidence where there is one, flags, and what is
     missing where something is."""
-    parameters: dict[str, str | int | float | bool] = {"plan": answer.plan.id, "trace_id": secrets.token_hex(16)}
+    parameters: dict[str, str | int | float | bool] = {"plan": answer.plan.id, "trace_id": answer.trace_id}
     given = [float(rows.confidence.min()) for rows in answer.outputs.values() if rows.confidence is not None]
     if given:
         parameters["confidence"] = min(given)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from random import getrandbits
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,7 +60,7 @@ class Kind:
         self._words = words
         self._head = b'{"model_name":%s,"model_version":%s,' % (orjson.dumps(route.model), orjson.dumps(route.version))
 
-    def encode(self, answer: Answer, start: int, stop: int, id: str) -> bytes:
+    def encode(self, answer: Answer, start: int, stop: int, id: str, trace_id: str) -> bytes:
         """The body of the answer for rows `start` to `stop`, as `codec.encode_answer` would write it."""
         words = self._words
         if answer is not words.answer:
@@ -69,7 +68,7 @@ class Kind:
         parts = [self._head]
         if id:
             parts += [b'"id":', orjson.dumps(id), b","]
-        parts += [words.middle, b"%032x" % getrandbits(128)]
+        parts += [words.middle, trace_id.encode()]
         if words.confidence is not None:
             sure = words.confidence[start] if stop - start == 1 else words.confidence[start:stop].min()
             parts += [b'","confidence":', orjson.dumps(float(sure))]
@@ -127,10 +126,10 @@ class Ride(Rider):
         self._kind, self._id, self._reply, self._load = kind, id, reply, load
         self._done = False
 
-    def arrive(self, answer: Answer, start: int, stop: int) -> None:
+    def arrive(self, answer: Answer, start: int, stop: int, trace_id: str) -> None:
         if self._end():
             try:
-                body = self._kind.encode(answer, start, stop, self._id)
+                body = self._kind.encode(answer, start, stop, self._id, trace_id)
             except FenixError as error:
                 self._reply.refuse(error)
             except Exception as error:

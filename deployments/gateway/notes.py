@@ -1,0 +1,146 @@
+"""What becomes of requests, as the journal has it: one note for all that travelled together.
+
+Whatever can be known beforehand is kept per convoy, so that a note costs a few microseconds, whoever is in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from random import Random
+from time import time
+from typing import Any
+
+import numpy as np
+
+from deployments.gateway.recorder import Recorder
+from lineage.outcomes import Setting
+from planner.convoys import Rider
+from planner.errors import FenixError
+from planner.features import Array
+from planner.goals import Terms
+from planner.plans import Answer, PlanSet
+
+MOST_SETTINGS = 64  # that a convoy keeps; each way in which a plan may come out has one
+
+
+class NoteBook:
+    """Makes the notes of a gateway; one per process."""
+
+    def __init__(self, recorder: Recorder, sample_share: float = 0.01, rng: Random | None = None) -> None:
+        """Of `sample_share` of the groups the inputs are kept too, unless their data is tagged."""
+        self._recorder = recorder
+        self._sample_share = sample_share
+        self._chance = (rng or Random()).random
+
+    def notes_for(self, model: str, version: str, goal: str, terms: Terms, plans: PlanSet) -> JournalNotes:
+        """For requests that want the same under the same terms."""
+        share = 0.0 if terms.tags else self._sample_share
+        return JournalNotes(
+            self._recorder, _usual(model, version, goal, terms, plans), plans.best.id, share, self._chance
+        )
+
+
+def _usual(model: str, version: str, goal: str, terms: Terms, plans: PlanSet) -> Callable[..., Setting]:
+    def setting(**more: Any) -> Setting:
+        return Setting(
+            model=model,
+            version=version,
+            goal=goal,
+            epoch=plans.epoch,
+            deadline_ms=terms.deadline_ms,
+            max_cost=terms.max_cost,
+            min_accuracy=terms.min_accuracy,
+            priority=terms.priority,
+            user=terms.user,
+            tags=terms.tags,
+            purpose=terms.purpose,
+            **more,
+        )
+
+    return setting
+
+
+class JournalNotes:
+    """The notes of one convoy. Requests that are refused at once are not in them."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        setting: Callable[..., Setting],
+        plan: str,
+        sample_share: float,
+        chance: Callable[[], float],
+    ) -> None:
+        """`plan` is the one that should run; `chance` is uniform in [0, 1)."""
+        self._recorder = recorder
+        self._setting = setting
+        self._plan = plan
+        self._sample_share = sample_share
+        self._chance = chance
+        self._settings: dict[object, Setting] = {}
+
+    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float) -> Sequence[str]:
+        """See `planner.convoys.Notes`."""
+        recorder, n = self._recorder, len(riders)
+        first = recorder.next(n)
+        steps = answer.steps
+        key = (answer.plan.id, answer.flags, tuple([step.extension for step in steps]))
+        setting = self._settings.get(key)
+        if setting is None:
+            ran = tuple([(int(step.step), str(step.extension)) for step in steps])
+            setting = self._keep(key, plan=answer.plan.id, steps=ran, flags=answer.flags)
+        n_rows = [rider.n_rows for rider in riders]
+        outputs = {name: rows.values for name, rows in answer.outputs.items()}
+        recorder.add(
+            setting,
+            first,
+            time(),
+            [(now_s - rider.token.came_s) * 1e3 for rider in riders],
+            n_rows,
+            _least_sure(answer, n_rows),
+            [(step.waited_ms, step.ran_ms, step.took_ms, step.batch_rows) for step in steps],
+            outputs,
+            _inputs_of(riders) if self._sample_share and self._chance() < self._sample_share else None,
+        )
+        run = recorder.run
+        return [f"{run}{number:012x}" for number in range(first, first + n)]
+
+    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float) -> None:
+        """See `planner.convoys.Notes`."""
+        there = [rider for rider in riders if not rider.token.gone]
+        if there:
+            kind = type(error).__name__
+            setting = self._settings.get(kind) or self._keep(kind, plan=self._plan, error=kind)
+            self._recorder.add(
+                setting,
+                self._recorder.next(len(there)),
+                time(),
+                [(now_s - rider.token.came_s) * 1e3 for rider in there],
+                [rider.n_rows for rider in there],
+                [math.nan] * len(there),
+            )
+
+    def _keep(self, key: object, **more: Any) -> Setting:
+        if len(self._settings) >= MOST_SETTINGS:
+            self._settings.clear()
+        setting = self._settings[key] = self._setting(**more)
+        return setting
+
+
+def _least_sure(answer: Answer, n_rows: Sequence[int]) -> list[float]:
+    """Per request, the confidence of its least sure row; NaN where there is none."""
+    given = [rows.confidence for rows in answer.outputs.values() if rows.confidence is not None]
+    if not given:
+        return [math.nan] * len(n_rows)
+    sure: Array = given[0] if len(given) == 1 else np.minimum.reduce(given)
+    if len(sure) == len(n_rows):  # one row each
+        values: list[float] = sure.tolist()
+        return values
+    starts = np.cumsum([0, *n_rows[:-1]])
+    least: list[float] = np.minimum.reduceat(sure, starts).tolist()
+    return least
+
+
+def _inputs_of(riders: Sequence[Rider]) -> dict[str, Array]:
+    return {name: np.concatenate([rider.inputs[name] for rider in riders]) for name in riders[0].inputs}
