@@ -11,6 +11,9 @@ BENCHMARKS = {
     "budget": "where the time of a request goes in the gateway",
     "hedging": "what second calls bring where a replica is slow",
     "serving": "models composed behind HTTP, beside a hand-written server and plain Ray Serve",
+    "journal": "what it costs to take down every outcome",
+    "choice": "how soon the policies of choosing find the best plan, simulated",
+    "rollout": "what rollouts do about good and bad versions, simulated",
     "drills": "three times the load that extensions bear, killed replicas, and what many requests leave behind",
 }
 

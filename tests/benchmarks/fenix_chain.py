@@ -1,6 +1,6 @@
 """One workload as Fenix extensions and a goal; planning included per request.
 
-    python -m tests.benchmarks.fenix_chain WORKLOAD PLACEMENT HTTP_PORT STATE_DIR
+    python -m tests.benchmarks.fenix_chain WORKLOAD PLACEMENT HTTP_PORT STATE_DIR [SETTING=VALUE...]
 
 Runs until its standard input closes. PLACEMENT is `auto`, as a user has it: each extension starts as a deployment of
 its own, and moves into the gateway when it has proven itself; or `remote`: all of them stay deployments.
@@ -17,9 +17,9 @@ from planner.cards import Card, Placement
 from tests.benchmarks.workload import WORKLOADS
 
 
-def serve(workload: str, placement: Placement, http_port: int, state_dir: Path) -> None:
+def serve(workload: str, placement: Placement, http_port: int, state_dir: Path, more: dict[str, str]) -> None:
     imports = [str(Path(__file__).parents[2])]
-    settings = lifecycle.private_settings(state_dir, {"http_port": http_port, "import_paths": imports})
+    settings = lifecycle.private_settings(state_dir, {"http_port": http_port, "import_paths": imports, **more})
 
     def report(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -42,10 +42,11 @@ def serve(workload: str, placement: Placement, http_port: int, state_dir: Path) 
 
 
 def main() -> None:
-    workload, placement, http_port, state_dir = sys.argv[1:]
+    workload, placement, http_port, state_dir, *more = sys.argv[1:]
     if placement not in ("auto", "remote"):
         raise SystemExit(f"PLACEMENT is auto or remote, not {placement!r}")
-    serve(workload, placement, int(http_port), Path(state_dir))  # type: ignore[arg-type]
+    settings = dict(setting.split("=", 1) for setting in more)
+    serve(workload, placement, int(http_port), Path(state_dir), settings)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
