@@ -12,6 +12,8 @@ express.py      the wholly ordinary request, from bytes to bytes
 http.py         the raw ASGI application: infer routes here, the rest to FastAPI
 rest.py         FastAPI: health, metadata, `/v1`, the OpenAPI document
 schemas.py      the JSON of `/v1`
+feedback.py     the desk that takes feedback and finds outcomes
+uploads.py      feedback in files, also damaged ones
 grpc.py         the gRPC service
 metadata.py     goals and extensions as the protocol shows models
 notes.py        what becomes of requests, taken down for groups of them

@@ -20,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.gateway.codec import decode_request, encode_answer, encode_error, internal_error
 from deployments.gateway.limits import Limits, Load
 from deployments.gateway.messages import Engine, InferAnswer
+from deployments.gateway.uploads import FEEDBACK_PATH
+from deployments.gateway.uploads import MEDIA as UPLOAD_MEDIA
 from planner.errors import BadRequest, BodyTooLarge, Cancelled, FenixError, Overloaded, WrongMedia, WrongMethod
 
 Header = tuple[bytes, bytes]
@@ -28,6 +30,8 @@ _T = TypeVar("_T")
 _JSON: Header = (b"content-type", b"application/json")
 _BINARY: Header = (b"content-type", b"application/octet-stream")
 _MEDIA = frozenset({b"application/json", b"application/octet-stream", b""})
+_MORE_MEDIA = {FEEDBACK_PATH: frozenset(media.encode() for media in UPLOAD_MEDIA)}  # by path
+_NO_MEDIA: frozenset[bytes] = frozenset()
 _WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # of zlib
 
 # Most requests are answered sooner; only later ones pay for watching whether their client is still there.
@@ -137,7 +141,7 @@ class HttpApp:
         await exchange.send({"type": "http.response.body", "body": encoded.body})
 
     async def _hand_over(self, scope: MutableMapping[str, Any], exchange: _Exchange) -> None:
-        head = _Head(scope["headers"])
+        head = _Head(scope["headers"], _MORE_MEDIA.get(scope["path"], _NO_MEDIA))
         body = await exchange.body(head, self._limits.max_body_bytes)
         exchange.watch()
         pending = [body]
@@ -157,7 +161,7 @@ class _Head:
 
     __slots__ = ("content_bytes", "encoding", "header_bytes", "media", "request_id")
 
-    def __init__(self, headers: Iterable[Header]) -> None:
+    def __init__(self, headers: Iterable[Header], more_media: frozenset[bytes] = _NO_MEDIA) -> None:
         self.content_bytes = 0
         self.header_bytes: int | None = None
         self.media = self.encoding = b""
@@ -175,7 +179,7 @@ class _Head:
                 self.encoding = value.strip().lower()
         if self.media not in _MEDIA:
             plain = self.media.partition(b";")[0].strip().lower()
-            if plain not in _MEDIA and not plain.endswith(b"+json"):
+            if plain not in _MEDIA and plain not in more_media and not plain.endswith(b"+json"):
                 raise WrongMedia(
                     f"media type {plain[:60].decode('latin-1')!r} is not served.",
                     hint="Send Content-Type: application/json, or application/octet-stream for binary tensors.",

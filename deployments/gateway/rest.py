@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
@@ -26,6 +26,7 @@ from deployments.gateway.codec import (
     internal_error,
     parse_json,
 )
+from deployments.gateway.feedback import FeedbackDesk
 from deployments.gateway.http import aside, error_headers, values_bytes
 from deployments.gateway.limits import Limits
 from deployments.gateway.messages import Engine, InferRequest
@@ -37,12 +38,16 @@ from deployments.gateway.metadata import (
     server_version,
 )
 from deployments.gateway.schemas import (
+    EXAMPLE_TRACE_ID,
     AnswerBody,
     CatalogueInfo,
     ErrorBody,
     ExplanationInfo,
     ExtensionInfo,
     Extensions,
+    FeedbackBody,
+    FeedbackItems,
+    FeedbackReply,
     GoalInfo,
     Goals,
     IndexEntry,
@@ -54,18 +59,33 @@ from deployments.gateway.schemas import (
     ModelMetadata,
     ModelReady,
     NotReady,
+    OutcomeInfo,
     PlanBody,
     ServerMetadata,
     Spec,
     Tensor,
     TermsBody,
 )
-from planner.errors import BadInput, BadRequest, BodyTooLarge, FenixError, NotFound, WrongMethod, near
+from deployments.gateway.uploads import FEEDBACK_PATH
+from deployments.gateway.uploads import MEDIA as UPLOAD_MEDIA
+from planner.errors import (
+    BadInput,
+    BadRequest,
+    BodyTooLarge,
+    FeedbackRefused,
+    FenixError,
+    NotFound,
+    StoreUnavailable,
+    WrongMedia,
+    WrongMethod,
+    near,
+)
 from planner.features import DATATYPES, Array
 
 _MEANING = {
     400: "The request is wrong; sending it again fails again.",
-    404: "No such goal, extension, version or route.",
+    403: "The request is another user's.",
+    404: "No such goal, extension, version, request or route.",
     405: "The route does not take this method.",
     413: "Over the limit on bytes or rows. Split it.",
     415: "A media type or content encoding that is not served.",
@@ -156,8 +176,9 @@ class _StrictRoute(_Route):
         return check_and_handle
 
 
-def create_app(engine: Engine, limits: Limits) -> FastAPI:
-    """The FastAPI application over `engine`. Also serves `/openapi.json`, which includes the raw infer routes."""
+def create_app(engine: Engine, limits: Limits, desk: FeedbackDesk | None = None) -> FastAPI:
+    """The FastAPI application over `engine`, and over the journal behind `desk`, if there is one. Also serves
+    `/openapi.json`, which includes the raw infer routes."""
     app = FastAPI(
         title="Fenix",
         version=server_version(),
@@ -170,6 +191,7 @@ def create_app(engine: Engine, limits: Limits) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _explain_validation)
     app.include_router(_v2(engine))
     app.include_router(_v1(engine, limits))
+    app.include_router(_journal(desk))
     document: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
@@ -304,6 +326,92 @@ def _v1(engine: Engine, limits: Limits) -> APIRouter:
     return router
 
 
+# ------------------------------------------------------------------------------------------------ feedback, outcomes
+
+
+def _journal(desk: FeedbackDesk | None) -> APIRouter:
+    router = APIRouter(tags=["Feedback"], route_class=_StrictRoute)
+
+    def at_desk() -> FeedbackDesk:
+        if desk is None:
+            raise StoreUnavailable("this gateway keeps no journal.", hint="It is switched off in the settings.")
+        return desk
+
+    @router.post(
+        FEEDBACK_PATH,
+        responses=_may_answer(400, 403, 404, 413, 415, 500, 503),
+        response_model=FeedbackReply,
+        openapi_extra={"requestBody": _FEEDBACK_BODY},
+    )
+    async def feedback(request: Request) -> Any:
+        """Takes the truth about answers, or ratings of them, for one request or for many. When this answers, what
+        counts as new, repeated or changed is durable; giving it again is safe, and counts once.
+
+        One piece of feedback that is wrong is an error. Of many the good are taken, and the others told in `errors`.
+        """
+        taker = at_desk()
+        body = await request.body()
+        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        place: Literal["index", "row"] = "index"
+        if media in UPLOAD_MEDIA:
+            place, given = "row", await taker.give_file(body, UPLOAD_MEDIA[media])
+        elif media == "application/json" or media.endswith("+json"):
+            document = await aside(len(body), lambda: parse_json(body))
+            if isinstance(document, dict) and "items" in document:
+                given = await taker.give_documents(_items(document))
+            else:
+                given = await taker.give_one(document)
+        else:
+            raise WrongMedia(
+                f"feedback is not taken as {media[:60]!r}.", hint=f"Send application/json, {' or '.join(UPLOAD_MEDIA)}."
+            )
+        return JSONResponse(FeedbackReply.of(given, place).model_dump(exclude_none=True))
+
+    @router.get("/v1/outcomes/{trace_id}", responses=_may_answer(400, 404, 500, 503))
+    async def outcome(
+        trace_id: Annotated[str, Path(description="As the answer's parameters have it.", examples=[EXAMPLE_TRACE_ID])],
+    ) -> OutcomeInfo:
+        """What became of one request: what could have answered it, what did, step by step, and what is kept of it."""
+        return OutcomeInfo.of(await at_desk().find(trace_id))
+
+    return router
+
+
+def _items(document: dict[str, Any]) -> list[Any]:
+    for name in document:
+        if name != "items":
+            raise FeedbackRefused(f"unknown field {name[:40]!r} beside items.", hint="Each item has its own fields.")
+    if not isinstance(document["items"], list):
+        raise FeedbackRefused("items is a list.", hint="GET /openapi.json describes it.")
+    return document["items"]
+
+
+_FEEDBACK_BODY: dict[str, Any] = {
+    "required": True,
+    "description": "One object, or many under `items`; or a file of at most 2,000,000 rows with the columns trace_id "
+    "and any of output, truth, rating, about_s, user. In CSV (UTF-8) a truth is read as JSON where it is a number, "
+    "true, false, a list or a quoted text, else as a text.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "anyOf": [
+                    {"$ref": "#/components/schemas/FeedbackBody"},
+                    {"$ref": "#/components/schemas/FeedbackItems"},
+                ]
+            }
+        },
+        "text/csv": {
+            "schema": {"type": "string"},
+            "example": f"trace_id,truth,rating\n{EXAMPLE_TRACE_ID},7,\n{EXAMPLE_TRACE_ID},,0.5\n",
+        },
+        "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+
+
+# ------------------------------------------------------------------------------------------------------------- input
+
+
 def _request(
     body: InferBody | PlanBody, inputs: dict[str, Array], outputs: tuple[str, ...] = (), id: str = ""
 ) -> InferRequest:
@@ -388,7 +496,13 @@ def _document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document: FastAPI's own, and by hand the infer routes, which FastAPI does not serve."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     _, schemas = models_json_schema(
-        [(Inference, "validation"), (InferenceReply, "serialization")], ref_template="#/components/schemas/{model}"
+        [
+            (Inference, "validation"),
+            (InferenceReply, "serialization"),
+            (FeedbackBody, "validation"),
+            (FeedbackItems, "validation"),
+        ],
+        ref_template="#/components/schemas/{model}",
     )
     components = document["components"]["schemas"]
     components.update(schemas["$defs"])

@@ -13,8 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.gateway.codec import MAX_DIMENSIONS, MAX_ID_CHARS, MAX_INPUTS, MAX_NAME_CHARS, json_data, output_arrays
+from deployments.gateway.feedback import MOST_DOCUMENTS
 from deployments.gateway.messages import Explanation, InferAnswer
 from deployments.gateway.metadata import ModelInfo, Running, parts_of, placement_of
+from lineage.journal import Given
+from lineage.outcomes import Kept, Outcome
 from planner.cards import Card, ExtensionId, Placement, Sharing
 from planner.features import Array, Port, datatype_of
 from planner.goals import Goal, Terms
@@ -31,6 +34,7 @@ Shape = Annotated[list[Dimension], Field(max_length=MAX_DIMENSIONS, examples=[[2
 Scalar = str | int | float | bool
 Parameters = dict[str, Any]
 
+EXAMPLE_TRACE_ID = "4f1c09a2be7730d5118c00000000002a"
 _TENSOR: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [2, 3], "data": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
 
 
@@ -235,6 +239,42 @@ class PlanBody(_Wish):
     )
 
     inputs: list[Spec] = Field(default=[], max_length=MAX_INPUTS)
+
+
+class FeedbackBody(Closed):
+    """The truth about one output of an answer, or a rating; exactly one of the two. What is null counts as left out."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"trace_id": EXAMPLE_TRACE_ID, "truth": 7},
+                {"trace_id": EXAMPLE_TRACE_ID, "rating": 0.8, "user": "ann"},
+            ]
+        }
+    )
+
+    trace_id: str = Field(pattern="^[0-9a-fA-F]{32}$", description="As the answer's parameters have it.")
+    output: str | None = Field(
+        default=None, max_length=256, description="Which one; may be left out where there is one, and for ratings."
+    )
+    truth: Scalar | list[Scalar | None] | None = Field(
+        default=None, description="A label or a number; a flat list for several, row by row, null where not known."
+    )
+    rating: float | None = Field(default=None, ge=0, le=1)
+    about_s: float | None = Field(default=None, description="When it was seen, in seconds since 1970.")
+    user: str | None = Field(default=None, max_length=256, description="In whose name: the request's user, or nobody.")
+
+
+class FeedbackItems(Closed):
+    """Many pieces of feedback."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [{"trace_id": EXAMPLE_TRACE_ID, "truth": "seven"}]}]}
+    )
+
+    items: list[Any] = Field(
+        description=f"At most {MOST_DOCUMENTS}, each like FeedbackBody; one that is not is refused, the others count."
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- /v1 replies
@@ -552,3 +592,160 @@ class CatalogueInfo(Closed):
     epoch: int
     extensions: int
     goals: int
+
+
+class FeedbackFault(Closed):
+    """What was refused: its `index` among the items, from 0, or its `row` in the file, from 1."""
+
+    index: int | None = None
+    row: int | None = None
+    trace_id: str
+    error: str
+    kind: str = Field(description="The class of the error.", examples=["RequestNotFound"])
+
+
+class FeedbackReply(Closed):
+    """How many were `new`, `repeated` word for word, `changed` because they say something else than before, and
+    `refused`; the first hundred of those are told in `errors`."""
+
+    new: int
+    repeated: int
+    changed: int
+    refused: int
+    errors: list[FeedbackFault]
+
+    @classmethod
+    def of(cls, given: Given, place: Literal["index", "row"]) -> FeedbackReply:
+        first = 1 if place == "row" else 0
+        return cls(
+            new=given.new,
+            repeated=given.repeated,
+            changed=given.changed,
+            refused=given.n_refused,
+            errors=[
+                FeedbackFault(
+                    **{place: refusal.position + first},
+                    trace_id=refusal.trace_id,
+                    error=refusal.error.text(),
+                    kind=type(refusal.error).__name__,
+                )
+                for refusal in given.refused
+            ],
+        )
+
+
+class StepOutcome(Closed):
+    """How one step went for all requests that travelled together. `batch_rows` of the whole call; 0: all were known
+    already."""
+
+    step: int
+    extension: str
+    waited_ms: float
+    ran_ms: float
+    took_ms: float
+    batch_rows: int
+
+
+class ConsideredInfo(Closed):
+    """A plan that could have been taken, and how probable that was."""
+
+    plan: str
+    probability: float
+
+
+class OutcomeTerms(Closed):
+    """The terms that the request had."""
+
+    deadline_ms: float | None
+    max_cost: float | None
+    min_accuracy: float | None
+    priority: int
+    user: str
+    tags: list[str]
+    purpose: str
+
+
+class KeptOutput(Closed):
+    """An output as the journal has it, flat, row-major. What is not finite, or was too long to keep, reads null.
+    `best`: of scores that were too many to keep, the index of the highest in each row."""
+
+    name: str
+    shape: list[int]
+    data: list[Any]
+    best: bool
+
+
+class OutcomeInfo(Closed):
+    """What became of one request. `plan` answered it; `chosen` was taken at first, from `considered`. `error` is the
+    class of the error that was the answer, or empty. Outputs that are `not_kept` were too large."""
+
+    trace_id: str
+    answered_s: float = Field(description="Since 1970.")
+    model: str
+    version: str
+    goal: str
+    plan: str
+    chosen: str
+    probability: float | None = Field(description="With which `chosen` was taken; null: unknown.")
+    considered: list[ConsideredInfo]
+    epoch: int = Field(description="Of the catalogue.")
+    steps: list[StepOutcome]
+    latency_ms: float
+    n_rows: int
+    confidence: float | None = Field(description="The lowest over the rows.")
+    flags: list[str]
+    error: str
+    terms: OutcomeTerms
+    outputs: list[KeptOutput]
+    not_kept: list[str]
+    sampled: bool = Field(description="Whether the journal also has the inputs.")
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> OutcomeInfo:
+        setting = outcome.setting
+        return cls(
+            trace_id=outcome.trace_id,
+            answered_s=outcome.at_s,
+            model=setting.model,
+            version=setting.version,
+            goal=setting.goal,
+            plan=setting.plan,
+            chosen=setting.chosen or setting.plan,
+            probability=setting.propensity,
+            considered=[ConsideredInfo(plan=plan, probability=chance) for plan, chance in setting.considered],
+            epoch=setting.epoch,
+            steps=[StepOutcome(**{n: getattr(step, n) for n in StepOutcome.model_fields}) for step in outcome.steps],
+            latency_ms=outcome.latency_ms,
+            n_rows=outcome.n_rows,
+            confidence=outcome.confidence,
+            flags=sorted(setting.flags),
+            error=setting.error,
+            terms=OutcomeTerms(
+                deadline_ms=setting.deadline_ms,
+                max_cost=setting.max_cost,
+                min_accuracy=setting.min_accuracy,
+                priority=setting.priority,
+                user=setting.user,
+                tags=sorted(setting.tags),
+                purpose=setting.purpose,
+            ),
+            outputs=_kept(outcome.outputs),
+            not_kept=sorted(outcome.outputs.left_out),
+            sampled=outcome.inputs is not None,
+        )
+
+
+def _kept(outputs: Kept) -> list[KeptOutput]:
+    return [
+        KeptOutput(
+            name=name, shape=list(values.shape), data=[_shown(value) for value in values.ravel().tolist()], best=best
+        )
+        for arrays, best in ((outputs.full, False), (outputs.best, True))
+        for name, values in arrays.items()
+    ]
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return None if isinstance(value, float) and not math.isfinite(value) else value

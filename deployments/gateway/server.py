@@ -15,6 +15,7 @@ import uvicorn
 
 from deployments.gateway.connection import connection_class
 from deployments.gateway.express import Express
+from deployments.gateway.feedback import FeedbackDesk
 from deployments.gateway.grpc import Service
 from deployments.gateway.http import HttpApp
 from deployments.gateway.limits import Limits, Load
@@ -40,8 +41,11 @@ class HttpServer:
         await self._serving
 
 
-async def serve_http(engine: Engine, host: str, port: int, limits: Limits | None = None) -> HttpServer:
+async def serve_http(
+    engine: Engine, host: str, port: int, limits: Limits | None = None, *, desk: FeedbackDesk | None = None
+) -> HttpServer:
     """Serves `engine` over HTTP on the running loop; returns when connections are accepted. Port 0 picks a free one.
+    `desk` takes feedback; without one that is refused.
 
     Raises OSError when the address cannot be bound.
     """
@@ -49,7 +53,7 @@ async def serve_http(engine: Engine, host: str, port: int, limits: Limits | None
     load = Load(limits.max_concurrent)
     listener = listening_socket(host, port)
     config = uvicorn.Config(
-        HttpApp(engine, create_app(engine, limits), limits, load),
+        HttpApp(engine, create_app(engine, limits, desk), limits, load),
         http=connection_class(limits, Express(engine, limits, load)),
         ws="none",
         loop="none",  # the running one

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import uvloop
 
+from deployments.gateway.feedback import FeedbackDesk
 from deployments.gateway.limits import Limits
 from deployments.gateway.messages import Explanation, InferAnswer, InferRequest
 from deployments.gateway.server import GrpcServer, HttpServer, serve_grpc, serve_http
@@ -238,11 +239,13 @@ class Served:
 
 
 @contextmanager
-def served_http(limits: Limits | None = None, engine: NumpyEngine | None = None) -> Iterator[Served]:
+def served_http(
+    limits: Limits | None = None, engine: NumpyEngine | None = None, desk: FeedbackDesk | None = None
+) -> Iterator[Served]:
     """HTTP on a free port of this machine, until the block ends."""
     with loop_thread() as loop:
         engine = engine or NumpyEngine()
-        server = loop.run(serve_http(engine, "127.0.0.1", 0, limits))
+        server = loop.run(serve_http(engine, "127.0.0.1", 0, limits, desk=desk))
         try:
             yield Served(engine, loop, server)
         finally:
