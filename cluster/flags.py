@@ -61,7 +61,13 @@ MLFLOW_FLAGS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
-FIXED = RAY_FLAGS | SERVE_FLAGS | MLFLOW_FLAGS
+MEMORY_FLAGS = {
+    # By default each of a process's many threads soon has an arena of its own, and what is freed in one stays there: a
+    # gateway grew by 50 MiB over 24,000 requests without holding anything.
+    "MALLOC_ARENA_MAX": "2",
+}
+
+FIXED = RAY_FLAGS | SERVE_FLAGS | MLFLOW_FLAGS | MEMORY_FLAGS
 # At 0, no other machine joins, and Ray binds to 127.0.0.1 when told to. Otherwise it turns that into the machine's
 # address and opens its ports to the network. Despite the name it works on Linux. Read when Ray is imported.
 OTHERS_JOIN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -90,6 +91,9 @@ class InlineHost:
             return
         self._hosted[card.id] = hosted
         self._placed.place(card, self._function(card.id, hosted))
+        # A library such as torch brings hundreds of thousands of objects that stay. To look through them again and
+        # again would stop every request for 0.1 s.
+        gc.freeze()
         _log.info("%s runs inline", card.id)
 
     async def _let_go(self, extension: ExtensionId) -> None:

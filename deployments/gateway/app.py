@@ -7,7 +7,6 @@ machine share the ports (SO_REUSEPORT).
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import uuid
 from pathlib import Path
@@ -80,10 +79,6 @@ class Gateway:
         self._judging = asyncio.get_running_loop().create_task(self._judge(), name="judge-extensions")
         self._steward = StewardClient() if installation.fusion is not None else None
         self._reporting = asyncio.get_running_loop().create_task(self._report_uses(), name="report-uses")
-        # What is there by now stays: the garbage collector need not look at it again and again, while outcomes that
-        # wait to be written make it look often.
-        gc.collect()
-        gc.freeze()
 
     def _notes_for(self, installation: Installation) -> NotesFor:
         if self._recorder is None or installation.journal is None:
