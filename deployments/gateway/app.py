@@ -18,6 +18,7 @@ from ray import serve
 from deployments.applications import Installation, Journaling
 from deployments.board import BoardClient, BoardFollower
 from deployments.gateway.engine import Engine, NotesFor
+from deployments.gateway.feedback import FeedbackDesk
 from deployments.gateway.notes import NoteBook
 from deployments.gateway.recorder import Recorder, Recording
 from deployments.gateway.server import serve_grpc, serve_http
@@ -61,7 +62,8 @@ class Gateway:
         self._follower = CatalogueFollower(registry, self._follow)
         await self._follower.start()
         host, limits = installation.host, installation.limits
-        self._http = await serve_http(self._engine, host, installation.http_port, limits)
+        desk = None if self._recorder is None else FeedbackDesk(LedgerClient(), self._recorder.flush)
+        self._http = await serve_http(self._engine, host, installation.http_port, limits, desk=desk)
         self._grpc = await serve_grpc(self._engine, host, installation.grpc_port, limits)
         self._inline = InlineHost(
             engine.placed,
