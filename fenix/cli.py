@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 from fenix.commands.asking import infer, plan
 from fenix.commands.catalogue import describe, get
 from fenix.commands.deploying import deploy, remove
+from fenix.commands.feedback import explain as explain_request
+from fenix.commands.feedback import feedback
 from fenix.commands.lifecycle import down, status, up
 from fenix.output import EXIT_CODES, exit_code, explain, fail
 from lineage.errors import FenixError
@@ -67,8 +69,9 @@ def fenix(
     pass
 
 
-for command in (up, down, status, deploy, remove, get, describe, plan, infer):
+for command in (up, down, status, deploy, remove, get, describe, plan, infer, feedback):
     app.command()(command)
+app.command("explain")(explain_request)
 
 
 def main() -> None:

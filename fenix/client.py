@@ -6,8 +6,13 @@ responses, and returns the result. The two clients only differ in how they carry
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import asyncio
+import math
+import sys
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import quote
 
@@ -16,7 +21,10 @@ import numpy as np
 import orjson
 
 from deployments.gateway.codec import decode_error, decode_reply, encode_request
-from planner.errors import BadInput, BadRequest, ClusterDown, DeadlineExceeded, FenixError
+from deployments.gateway.uploads import FEEDBACK_PATH, read_upload
+from lineage.bulk import format_of
+from lineage.feedback import Feedback
+from planner.errors import BadInput, BadRequest, ClusterDown, DeadlineExceeded, FenixError, Overloaded
 from planner.features import DATATYPES, Array, check_finite, datatype_of
 from planner.goals import Terms
 
@@ -29,6 +37,10 @@ T = TypeVar("T")
 _PAGE = 1000
 _MOST_JSON_BYTES = 4096
 _NO_TERMS = Terms()
+_FEEDBACK_FIELDS = [field.name for field in fields(Feedback)]
+_MOST_UPLOAD_BYTES = 4 << 20
+_MOST_TOLD = 100
+_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +77,23 @@ class _Ask(NamedTuple):
     headers: Mapping[str, str] = {}  # a NamedTuple's default, never changed
 
 
-_Talk = Generator[_Ask, httpx.Response, T]
+class _Pause(NamedTuple):
+    seconds: float
+
+
+class _End(NamedTuple):
+    result: Any
+
+
+# Is sent the response to what it asks, and nothing after a pause.
+_Talk = Generator[_Ask | _Pause, Any, T]
+
+
+def _next(talk: _Talk[Any], response: httpx.Response | None) -> _Ask | _Pause | _End:
+    try:
+        return talk.send(response)
+    except StopIteration as end:
+        return _End(end.value)
 
 
 class Client:
@@ -155,6 +183,41 @@ class Client:
         """One goal."""
         return self._run(self._wire.get(f"/v1/goals/{_quoted(name)}"))
 
+    def feedback(
+        self,
+        trace_id: str,
+        *,
+        truth: Any = None,
+        rating: float | None = None,
+        output: str = "",
+        about_s: float | None = None,
+        user: str = "",
+    ) -> dict[str, Any]:
+        """Says what the right answer was (`truth`), or how good the answer was (`rating`, in [0, 1]). `trace_id` is
+        that of the `Result`.
+
+        A truth is a label or a number, an array or list of them for several rows, with None for what is not known;
+        `output` names the output where there are several. `about_s` is when it was seen, since 1970; `user` in whose
+        name it comes. Returns how many were `new`, `repeated` and `changed`. When this returns, it is durable; doing
+        it again is safe, and counts once. Raises FeedbackRefused, NotYourRequest and RequestNotFound.
+        """
+        return self._run(self._wire.feedback(trace_id, truth, rating, output, about_s, user))
+
+    def feedback_file(self, path: str | Path) -> dict[str, Any]:
+        """Gives feedback from a file of CSV or Parquet, in pieces, so it may be of any length. The columns are trace_id
+        and any of output, truth, rating, about_s, user.
+
+        Returns how many rows were `new`, `repeated`, `changed` and `refused`, and in `errors` the first hundred of the
+        refused, each with `row` (from 1), `trace_id`, `error` and its `kind`. Raises FeedbackRefused for a file that
+        cannot be read to its end, and what the gateway raises; both say how far it came. Doing it again is safe.
+        """
+        return self._run(self._wire.feedback_file(Path(path)))
+
+    def outcome(self, trace_id: str) -> dict[str, Any]:
+        """What became of one request: what could have answered it, what did, the times of its steps, and what is kept
+        of it. Raises RequestNotFound."""
+        return self._run(self._wire.outcome(trace_id))
+
     def health(self) -> bool:
         """Whether the cluster is there and ready to answer. Raises nothing."""
         try:
@@ -172,19 +235,24 @@ class Client:
         self.close()
 
     def _run(self, talk: _Talk[T]) -> T:
-        try:
-            ask = next(talk)
-            while True:
-                try:
-                    response = self._http.request(
-                        ask.method, ask.path, content=ask.body or None, headers=dict(ask.headers)
-                    )
-                except (httpx.HTTPError, httpx.InvalidURL) as error:
-                    raise self._wire.failure(error) from error
-                ask = talk.send(response)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+        response: httpx.Response | None = None
+        while True:
+            step = _next(talk, response)
+            if isinstance(step, _End):
+                result: T = step.result
+                return result
+            if isinstance(step, _Pause):
+                time.sleep(step.seconds)
+                response = None
+                continue
+            try:
+                response = self._http.request(
+                    step.method, step.path, content=step.body or None, headers=dict(step.headers)
+                )
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                failure = self._wire.failure(error)
+                talk.throw(failure)  # so that it can say how far it came
+                raise failure from error
 
 
 class AsyncClient:
@@ -262,6 +330,27 @@ class AsyncClient:
         """See `Client.goal`."""
         return await self._run(self._wire.get(f"/v1/goals/{_quoted(name)}"))
 
+    async def feedback(
+        self,
+        trace_id: str,
+        *,
+        truth: Any = None,
+        rating: float | None = None,
+        output: str = "",
+        about_s: float | None = None,
+        user: str = "",
+    ) -> dict[str, Any]:
+        """See `Client.feedback`."""
+        return await self._run(self._wire.feedback(trace_id, truth, rating, output, about_s, user))
+
+    async def feedback_file(self, path: str | Path) -> dict[str, Any]:
+        """See `Client.feedback_file`."""
+        return await self._run(self._wire.feedback_file(Path(path)), on_thread=True)
+
+    async def outcome(self, trace_id: str) -> dict[str, Any]:
+        """See `Client.outcome`."""
+        return await self._run(self._wire.outcome(trace_id))
+
     async def health(self) -> bool:
         """See `Client.health`."""
         try:
@@ -278,20 +367,25 @@ class AsyncClient:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
-    async def _run(self, talk: _Talk[T]) -> T:
-        try:
-            ask = next(talk)
-            while True:
-                try:
-                    response = await self._http.request(
-                        ask.method, ask.path, content=ask.body or None, headers=dict(ask.headers)
-                    )
-                except (httpx.HTTPError, httpx.InvalidURL) as error:
-                    raise self._wire.failure(error) from error
-                ask = talk.send(response)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+    async def _run(self, talk: _Talk[T], *, on_thread: bool = False) -> T:
+        response: httpx.Response | None = None
+        while True:
+            step = await asyncio.to_thread(_next, talk, response) if on_thread else _next(talk, response)
+            if isinstance(step, _End):
+                result: T = step.result
+                return result
+            if isinstance(step, _Pause):
+                await asyncio.sleep(step.seconds)
+                response = None
+                continue
+            try:
+                response = await self._http.request(
+                    step.method, step.path, content=step.body or None, headers=dict(step.headers)
+                )
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                failure = self._wire.failure(error)
+                talk.throw(failure)  # so that it can say how far it came
+                raise failure from error
 
 
 class _Wire:
@@ -387,6 +481,64 @@ class _Wire:
             found += page[what]
             if len(page[what]) < _PAGE:
                 return found
+
+    def feedback(
+        self, trace_id: str, truth: Any, rating: Any, output: str, about_s: Any, user: str
+    ) -> _Talk[dict[str, Any]]:
+        document = {
+            "trace_id": trace_id,
+            "output": output,
+            "truth": _flat(truth),
+            "rating": _flat(rating),
+            "about_s": _flat(about_s),
+            "user": user,
+        }
+        Feedback.parse(document, math.inf)  # when it is now, the gateway knows
+        return (yield from self._post(FEEDBACK_PATH, document))
+
+    def feedback_file(self, path: Path) -> _Talk[dict[str, Any]]:
+        total: dict[str, Any] = {"new": 0, "repeated": 0, "changed": 0, "refused": 0, "errors": []}
+        try:
+            for piece in read_upload(path, format_of(path), math.inf, sys.maxsize):
+                total["refused"] += piece.n_errors
+                total["errors"] += [
+                    {"row": f.row, "trace_id": "", "error": f.error.text(), "kind": type(f.error).__name__}
+                    for f in piece.errors
+                ]
+                begin = 0
+                for items in _bodies(piece.feedback):
+                    reply = yield from self._patiently(b'{"items":[%b]}' % b",".join(items))
+                    for count in ("new", "repeated", "changed", "refused"):
+                        total[count] += reply[count]
+                    for fault in reply["errors"]:
+                        row = piece.rows[begin + fault.pop("index")]
+                        total["errors"].append({"row": row, **fault})
+                    begin += len(items)
+                total["errors"] = sorted(total["errors"], key=lambda fault: fault["row"])[:_MOST_TOLD]
+        except FenixError as error:
+            if any(total[count] for count in ("new", "repeated", "changed", "refused")):
+                counts = ", ".join(f"{total[count]} {count}" for count in ("new", "repeated", "changed", "refused"))
+                error.hint = f"{error.hint} Before that: {counts}. Giving the file again is safe.".strip()
+            raise
+        return total
+
+    def _patiently(self, body: bytes) -> _Talk[dict[str, Any]]:
+        """Gives feedback, and comes back later as often as the gateway has too much of it, for about a minute."""
+        left_s = _PATIENCE_S
+        while True:
+            response = yield _Ask("POST", FEEDBACK_PATH, body, {"content-type": "application/json"})
+            try:
+                return self._object(response)
+            except Overloaded as error:
+                left_s -= error.retry_after_s
+                if left_s < 0.0:
+                    raise
+                yield _Pause(error.retry_after_s)
+
+    def outcome(self, trace_id: str) -> _Talk[dict[str, Any]]:
+        if not trace_id:
+            raise BadRequest("the trace id is empty.", hint="It is in the answer's parameters.")
+        return (yield from self.get(f"/v1/outcomes/{quote(trace_id, safe='')}"))
 
     def _infer_v1(
         self,
@@ -485,6 +637,32 @@ def _quoted(name: str) -> str:
     if not name:
         raise BadRequest("the name is empty.", hint="`fenix get goals` lists what can be asked.")
     return quote(name, safe="@")
+
+
+def _flat(value: Any) -> Any:
+    """Truths as they travel: a scalar of Python, and for several (in an array or nested lists) a flat list."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        parts = [_flat(item) for item in value]
+        items = [item for part in parts for item in (part if isinstance(part, list) else [part])]
+        return items[0] if len(items) == 1 else items
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _bodies(items: Sequence[Feedback]) -> Iterator[list[bytes]]:
+    """The items in JSON, in lists of bearable size."""
+    found: list[bytes] = []
+    n_bytes = 0
+    for item in items:
+        document = {name: value for name in _FEEDBACK_FIELDS if (value := getattr(item, name)) is not None}
+        found.append(orjson.dumps(document))
+        n_bytes += len(found[-1])
+        if n_bytes > _MOST_UPLOAD_BYTES:
+            yield found
+            found, n_bytes = [], 0
+    if found:
+        yield found
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
