@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -392,6 +393,31 @@ class TestMany:
         monkeypatch.setattr("deployments.gateway.uploads.sys.executable", "/bin/false")
         with pytest.raises(FeedbackRefused, match="unpacks to too much"):
             asyncio.run(desk_over(store)[0].give_file(in_parquet(trace_id=[trace(0)], truth=[3]), "parquet"))
+
+    def test_who_leaves_while_a_file_is_read_leaves_no_reader_behind(self, store: JournalStore) -> None:
+        async def scenario() -> None:
+            came = asyncio.Event()
+
+            class HangingBooks(Books):
+                async def feedback(self, items: Any, source: str = "") -> Given:
+                    came.set()
+                    await asyncio.Event().wait()
+                    raise AssertionError
+
+            file = in_parquet(trace_id=[trace(0)] * 60_000, truth=[3] * 60_000)
+            desk = FeedbackDesk(HangingBooks(store), lambda _: asyncio.sleep(0, True), Pauses())
+            giving = asyncio.create_task(desk.give_file(file, "parquet"))
+            await came.wait()
+            assert readers()
+            giving.cancel()
+            await asyncio.gather(giving, return_exceptions=True)
+            assert readers() == []
+
+        def readers() -> list[psutil.Process]:
+            children = psutil.Process().children()
+            return [child for child in children if "deployments.gateway.uploads" in child.cmdline()]
+
+        asyncio.run(scenario())
 
     def test_a_ledger_that_fails_on_the_way_says_so_and_what_was_taken(self, store: JournalStore) -> None:
         class FailingBooks(Books):
