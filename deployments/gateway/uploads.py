@@ -115,7 +115,7 @@ def _tell(pieces: Iterator[Piece]) -> Iterator[Any]:
         yield error.text()
     except Exception as error:  # damaged Parquet raises nearly anything
         said = str(error).partition("\n")[0][:200]
-        yield f"this is not Parquet ({type(error).__name__}: {said})."
+        yield f"the file cannot be read as Parquet ({type(error).__name__}: {said})."
     else:
         yield None
 
