@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,18 +34,18 @@ class Packer:
     smaller, and compressing them takes longer (1.7 us a request) than all else."""
 
     def __init__(self) -> None:
-        self._tight: list[Array | bytes] = []
-        self._loose: list[Array | bytes] = []
+        self._tight: list[memoryview | bytes] = []
+        self._loose: list[memoryview | bytes] = []
 
     def put(self, part: Array | bytes, *, tight: bool = False) -> None:
         """Takes a little-endian, contiguous array. A `Reader` gets them in the same order, the tight ones and the
         others each from their own bytes."""
-        (self._tight if tight else self._loose).append(part)
+        (self._tight if tight else self._loose).append(part if isinstance(part, bytes) else part.data)
 
     def end(self, header: bytes) -> tuple[bytes, tuple[int, int, int, int]]:
         """The body of the chunk, and its sizes as the head says them. Raises ValueError when it is too large."""
-        tight = b"".join([header, *map(bytes, self._tight)])
-        loose = b"".join(map(bytes, self._loose))
+        tight = b"".join([header, *self._tight])
+        loose = b"".join(self._loose)
         if len(tight) + len(loose) > MOST_RAW_BYTES:
             raise ValueError(f"a chunk of {len(tight) + len(loose)} bytes is too large")
         packed = zlib.compress(tight, 1)
@@ -81,20 +82,45 @@ class Reader:
 
 
 class Column:
-    """One output or input of several groups that have it in the same form, to be encoded."""
+    """One output or input of several groups that have it in the same form, to be encoded.
 
-    __slots__ = ("arrays", "dtype", "groups", "kind", "name", "shape", "side")
+    Rows that are kept in full are copied at once, into one piece of memory: thousands of small arrays that live for a
+    second cost the allocator and the garbage collector more than their copies. Texts, and scores of which the best
+    will be looked for, are held by reference.
+    """
+
+    __slots__ = ("arrays", "data", "dtype", "groups", "kind", "name", "shape", "side")
 
     def __init__(self, kind: _Kind, side: str, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
         """`shape` is that of one row."""
         self.kind, self.side, self.name, self.dtype, self.shape = kind, side, name, dtype, shape
-        self.groups: list[int] = []
+        self.groups = array("i")
+        self.data = bytearray()
         self.arrays: list[Array] = []
+
+    def fits(self, values: Array, rows: int) -> bool:
+        """Whether this is the column for an output of a group with so many rows; False may mean: look closer."""
+        return (
+            values.dtype is self.dtype
+            and values.shape[1:] == self.shape
+            and len(values) == rows
+            and values.nbytes <= MOST_GROUP_BYTES
+        )
+
+    def take(self, group: int, values: Array | None) -> None:
+        """Takes what a group has of it; None for what is not kept. Groups come in their order."""
+        self.groups.append(group)
+        if values is None:
+            return
+        if self.kind == "full":
+            self.data += values.tobytes()
+        elif self.kind != "none":
+            self.arrays.append(values)
 
     def encode(self, packer: Packer) -> dict[str, Any]:
         """Puts the rows where they belong; what the header says of them."""
         dtype, shape = self.dtype, self.shape
-        packer.put(np.array(self.groups, "<i4"), tight=True)
+        packer.put(np.diff(np.asarray(self.groups), prepend=0).astype("<i4"), tight=True)
         if self.kind == "none":
             dtype, shape = np.dtype("u1"), ()
         elif self.kind == "best":
@@ -109,7 +135,7 @@ class Column:
             dtype = np.dtype("u1")
         else:
             dtype = dtype.newbyteorder("<")
-            values = np.ascontiguousarray(np.concatenate(self.arrays), dtype)
+            values = np.frombuffer(self.data, self.dtype).astype(dtype, copy=False)
             packer.put(values, tight=dtype.kind != "f" or self.side == "in")
         return {
             "side": self.side,
@@ -139,7 +165,7 @@ class StoredColumn:
         dtype, shape = np.dtype(found["dtype"]), tuple(map(count_of, found["shape"]))
         if side not in ("out", "in") or kind not in ("full", "best", "text", "none") or dtype.kind not in "biuf":
             raise BrokenChunk("a column of the chunk is of no known kind")
-        groups = tight.array("<i4", count_of(found["n_groups"]))
+        groups = np.cumsum(tight.array("<i4", count_of(found["n_groups"])), dtype=np.int64)
         if len(groups) and (groups.min() < 0 or groups.max() >= len(rows_of)):
             raise BrokenChunk("a column belongs to a group that is not there")
         rows = rows_of[groups] if len(groups) else np.zeros(0, np.int64)
@@ -178,8 +204,10 @@ def _is_scores(values: Array) -> bool:
     return values.dtype.kind == "f" and values.ndim == 2 and values.shape[1] > 1
 
 
-def sort_in(columns: dict[Any, Column], side: str, group: int, held: Mapping[str, Array | None]) -> None:
-    """Puts the outputs or inputs of a group into their columns, which are made where there are none yet."""
+def sort_in(columns: dict[Any, Column], side: str, group: int, held: Mapping[str, Array | None]) -> list[Column]:
+    """Puts the outputs or inputs of a group into their columns, which are made where there are none yet, and returns
+    these columns."""
+    taken = []
     for name, values in held.items():
         key: Any = (side, name)
         if values is not None:
@@ -188,9 +216,9 @@ def sort_in(columns: dict[Any, Column], side: str, group: int, held: Mapping[str
         if column is None:
             dtype, shape = (None, ()) if values is None else (values.dtype, values.shape[1:])
             column = columns[key] = Column(_kind_of(side, values), side, name, dtype, shape)
-        column.groups.append(group)
-        if values is not None:
-            column.arrays.append(values)
+        column.take(group, values)
+        taken.append(column)
+    return taken
 
 
 def _kind_of(side: str, values: Array | None) -> _Kind:

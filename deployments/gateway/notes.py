@@ -15,11 +15,12 @@ import numpy as np
 
 from deployments.gateway.recorder import Recorder
 from lineage.outcomes import Setting
+from planner.cards import ExtensionId
 from planner.convoys import Rider
 from planner.errors import FenixError
 from planner.features import Array
 from planner.goals import Terms
-from planner.plans import Answer, PlanSet
+from planner.plans import Answer, PlanSet, StepRecord
 
 MOST_SETTINGS = 64  # that a convoy keeps; each way in which a plan may come out has one
 
@@ -79,27 +80,31 @@ class JournalNotes:
         self._sample_share = sample_share
         self._chance = chance
         self._settings: dict[object, Setting] = {}
+        self._last: tuple[str, frozenset[str], list[ExtensionId], Setting] | None = None  # most are like the last
 
     def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float) -> Sequence[str]:
         """See `planner.convoys.Notes`."""
         recorder, n = self._recorder, len(riders)
         first = recorder.next(n)
-        steps = answer.steps
-        key = (answer.plan.id, answer.flags, tuple([step.extension for step in steps]))
-        setting = self._settings.get(key)
-        if setting is None:
-            ran = tuple([(int(step.step), str(step.extension)) for step in steps])
-            setting = self._keep(key, plan=answer.plan.id, steps=ran, flags=answer.flags)
         n_rows = [rider.n_rows for rider in riders]
-        outputs = {name: rows.values for name, rows in answer.outputs.items()}
+        ran, times = [], []
+        for step in answer.steps:
+            ran.append(step.extension)
+            times.append((step.waited_ms, step.ran_ms, step.took_ms, step.batch_rows))
+        outputs = {}
+        sure: Array | None = None  # of each row
+        for name, rows in answer.outputs.items():
+            outputs[name] = rows.values
+            if rows.confidence is not None:
+                sure = rows.confidence if sure is None else np.minimum(sure, rows.confidence)
         recorder.add(
-            setting,
+            self._setting_of(answer, ran),
             first,
             time(),
             [(now_s - rider.token.came_s) * 1e3 for rider in riders],
             n_rows,
-            _least_sure(answer, n_rows),
-            [(step.waited_ms, step.ran_ms, step.took_ms, step.batch_rows) for step in steps],
+            [math.nan] * n if sure is None else sure.tolist() if len(sure) == n else _least_sure(sure, n_rows),
+            times,
             outputs,
             _inputs_of(riders) if self._sample_share and self._chance() < self._sample_share else None,
         )
@@ -121,6 +126,15 @@ class JournalNotes:
                 [math.nan] * len(there),
             )
 
+    def _setting_of(self, answer: Answer, ran: list[ExtensionId]) -> Setting:
+        plan, flags, last = answer.plan.id, answer.flags, self._last
+        if last is not None and last[0] == plan and last[1] == flags and last[2] == ran:
+            return last[3]
+        key = (plan, flags, tuple(ran))
+        setting = self._settings.get(key) or self._keep(key, plan=plan, steps=_ran(answer.steps), flags=flags)
+        self._last = plan, flags, ran, setting
+        return setting
+
     def _keep(self, key: object, **more: Any) -> Setting:
         if len(self._settings) >= MOST_SETTINGS:
             self._settings.clear()
@@ -128,15 +142,12 @@ class JournalNotes:
         return setting
 
 
-def _least_sure(answer: Answer, n_rows: Sequence[int]) -> list[float]:
-    """Per request, the confidence of its least sure row; NaN where there is none."""
-    given = [rows.confidence for rows in answer.outputs.values() if rows.confidence is not None]
-    if not given:
-        return [math.nan] * len(n_rows)
-    sure: Array = given[0] if len(given) == 1 else np.minimum.reduce(given)
-    if len(sure) == len(n_rows):  # one row each
-        values: list[float] = sure.tolist()
-        return values
+def _ran(steps: Sequence[StepRecord]) -> tuple[tuple[int, str], ...]:
+    return tuple([(int(step.step), str(step.extension)) for step in steps])
+
+
+def _least_sure(sure: Array, n_rows: Sequence[int]) -> list[float]:
+    """Per request, the confidence of its least sure row."""
     starts = np.cumsum([0, *n_rows[:-1]])
     least: list[float] = np.minimum.reduceat(sure, starts).tolist()
     return least

@@ -1,6 +1,6 @@
 """The recorder: takes what became of requests off the gateway's hands, and brings it to the journal in the background.
 
-Groups are gathered by reference for half a second or some thousands of requests, then encoded on a thread and written.
+Groups are gathered for a second or some thousands of requests, then encoded on a thread and written.
 While writing fails, encoded chunks wait in memory, beyond that on disk, and only when that is nearly full are requests
 left out; how many, the figures say.
 """
@@ -40,8 +40,8 @@ class Recording:
     `memory_bytes` and `spool_bytes` may wait; a write may take `write_timeout_s`; when there is hardly any room, one
     group of `every` is recorded."""
 
-    interval_s: float = 0.5
-    chunk_requests: int = 4_096
+    interval_s: float = 1.0
+    chunk_requests: int = 16_384
     chunk_bytes: int = 8 << 20
     memory_bytes: int = 32 << 20
     spool_bytes: int = 1 << 30
@@ -128,9 +128,9 @@ class Recorder:
         setting: Setting,
         seqs: int | Sequence[int],
         at_s: float,
-        latencies_ms: Sequence[float],
-        n_rows: Sequence[int],
-        confidences: Sequence[float],
+        latencies_ms: list[float],
+        n_rows: list[int],
+        confidences: list[float],
         steps: Sequence[StepNumbers] = (),
         outputs: Mapping[str, Array] = _NOTHING,
         inputs: Mapping[str, Array] | None = None,

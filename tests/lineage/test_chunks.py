@@ -185,6 +185,71 @@ def test_settings_that_are_equal_are_stored_once() -> None:
     assert Chunk.decode(builder.encode()).settings == (Setting("m", user="ann"),)
 
 
+def test_what_was_handed_in_may_be_changed_afterwards() -> None:
+    builder = ChunkBuilder(RUN)
+    latencies, rows, sure, steps, seqs = [1.0, 2.0], [1, 1], [0.5, nan], [(0.0, 1.0, 2.0, 3)] * 2, [7, 5]
+    labels = np.array([3, 4])
+    for k in (0, 10):
+        builder.add(DIGIT, [seq + k for seq in seqs], 1.0, latencies, rows, sure, steps, {"digit": labels})
+    for changed in (latencies, rows, sure, steps):
+        changed.clear()
+    labels[:] = 0
+    found = [Chunk.decode(builder.encode()).find(seq) for seq in (7, 5, 17, 15)]
+    assert [one and (one.latency_ms, one.outputs.full["digit"].tolist()) for one in found] == 2 * [
+        (1.0, [3]),
+        (2.0, [4]),
+    ]
+
+
+def test_an_output_that_changes_its_form_comes_back_in_each() -> None:
+    builder = ChunkBuilder(RUN)
+    forms = [np.array([1]), np.array([2.5], np.float32), np.array([[1, 2]]), np.array([3]), np.zeros((1, 65))]
+    for seq, values in enumerate([*forms, *forms]):
+        add(builder, seq, [1], outputs={"digit": values})
+    decoded = Chunk.decode(builder.encode())
+    for seq, values in enumerate([*forms, *forms]):
+        found = decoded.find(seq)
+        assert found is not None
+        if seq % 5 == 4:
+            assert found.outputs.best["digit"].tolist() == [0]
+        else:
+            assert (found.outputs.full["digit"].dtype, found.outputs.full["digit"].tolist()) == (
+                values.dtype,
+                values.tolist(),
+            )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latencies_ms": ["x", 1.0]},
+        {"confidences": [0.5, None]},
+        {"n_rows": [1, 1.0]},
+        {"seqs": [1, "x"]},
+        {"seqs": 1 << 64},
+        {"at_s": "now"},
+        {"steps": [(1.0, 1.0, 1.0, 1), (1.0, 1.0, 1)]},
+    ],
+)
+def test_a_group_of_something_else_than_numbers_is_refused_and_hurts_nobody_else(changes: dict[str, Any]) -> None:
+    builder = ChunkBuilder(RUN)
+    given_ = {
+        "latencies_ms": [1.0, 2.0],
+        "n_rows": [1, 1],
+        "confidences": [nan, nan],
+        "seqs": 4,
+        "at_s": 1.0,
+        "steps": [(1.0, 1.0, 1.0, 1)] * 2,
+    }
+    add(builder, 0, [1])
+    with pytest.raises(ValueError, match="something else"):
+        builder.add(DIGIT, **{**given_, **changes})
+    add(builder, 1, [2])
+    groups = list(Chunk.decode(builder.encode()).groups())
+    assert [(group.seqs.tolist(), group.latencies_ms.tolist()) for group in groups] == [([0], [1.5]), ([1], [1.5])]
+    assert [group.outputs.full["digit"].tolist() for group in groups] == [[1], [2]]
+
+
 def test_what_is_too_much_to_keep_is_not_held_either() -> None:
     builder = ChunkBuilder(RUN)
     big = np.zeros((1, MOST_GROUP_BYTES + 1), np.uint8)
