@@ -101,7 +101,7 @@ class Column:
     def fits(self, values: Array, rows: int) -> bool:
         """Whether this is the column for an output of a group with so many rows; False may mean: look closer."""
         return (
-            values.dtype is self.dtype
+            (values.dtype is self.dtype or values.dtype == self.dtype)  # equal ones come from other processes
             and values.shape[1:] == self.shape
             and len(values) == rows
             and values.nbytes <= MOST_GROUP_BYTES
