@@ -1,6 +1,6 @@
 """The desk where feedback is given and outcomes are asked for, between the gateway's routes and the ledger.
 
-A gateway writes its outcomes half a second late, so a request that is not found is asked for again for a moment before
+A gateway writes its outcomes up to a second late, so a request that is not found is asked for again for a moment before
 it counts as unknown. What is acknowledged here was committed by the ledger.
 """
 

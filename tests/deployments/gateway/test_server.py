@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -144,6 +145,32 @@ def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one() -> N
     with served_http() as served, connect(served) as client:
         client.sendall(b"GET /v2 HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_many_who_come_at_once_are_let_in_within_a_few_turns_of_a_busy_loop() -> None:
+    async def opened() -> int:
+        """Turns of the loop until all are in."""
+        turns = 0
+        while len(state.connections) < 64:
+            turns += 1
+            await asyncio.sleep(0)
+        return turns
+
+    with served_http() as served, contextlib.ExitStack() as stack:
+        state = served.server._server.server_state  # type: ignore[union-attr]
+        held, let_go = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            held.set()
+            let_go.wait(10.0)
+
+        served.loop.loop.call_soon_threadsafe(hold)
+        assert held.wait(10.0)
+        for _ in range(64):
+            stack.enter_context(connect(served))
+        counting = asyncio.run_coroutine_threadsafe(opened(), served.loop.loop)
+        let_go.set()
+        assert counting.result(10.0) <= 16
 
 
 def test_two_servers_share_a_port() -> None:
