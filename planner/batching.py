@@ -215,6 +215,8 @@ class Batcher:
     def expect(self, n_rows: int, token: Token) -> None:
         """So many rows have set out for here; fewer than 0: so many of them have come, or will not."""
         self._expected[token.priority] = self._expected.get(token.priority, 0) + n_rows
+        if n_rows < 0:  # perhaps they will not come, and leave room
+            self._moved()
 
     def when_moved(self, token: Token, tell: Callable[[], None]) -> None:
         """Calls `tell` once when there may be room again; who is more urgent hears of it first."""

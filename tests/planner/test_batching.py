@@ -157,6 +157,23 @@ def test_there_is_room_for_what_the_next_call_can_take_beside_the_more_urgent() 
     asyncio.run(scenario())
 
 
+def test_who_waits_for_room_is_told_when_those_who_were_expected_do_not_come() -> None:
+    async def scenario() -> None:
+        queue, _ = batcher(plus(0), max_rows=4)
+        told: list[bool] = []
+        queue.expect(4, Token(FAR_S))
+        assert queue.room(Token(FAR_S)) == 0
+        queue.when_moved(Token(FAR_S), lambda: told.append(True))
+        await settle()
+        assert told == []
+        queue.expect(-4, Token(FAR_S))
+        await settle()
+        assert told == [True]
+        assert queue.room(Token(FAR_S)) == 4
+
+    asyncio.run(scenario())
+
+
 def test_a_request_larger_than_a_batch_is_cut_and_comes_back_whole_and_in_order() -> None:
     async def scenario() -> None:
         queue, calls = batcher(plus(1), max_rows=3)
