@@ -35,7 +35,7 @@ from planner.errors import (
     Overloaded,
 )
 from planner.features import Array
-from planner.line import Line, Place, WeightOf
+from planner.line import AGING_S, Line, Place, WeightOf, seniority
 from planner.policies import DEFAULT_POLICY
 from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
 from planner.policies.registry import make_policy
@@ -154,7 +154,7 @@ class Batcher:
         self.cpu_share = self.gpu_share = math.nan
         self._pads = False  # there were rows of free size, which go with those of their own size
         self._expected: dict[int, int] = {}  # rows on their way to the line, by priority
-        self._watchers: list[tuple[int, Callable[[], None]]] = []
+        self._watchers: list[tuple[float, Callable[[], None]]] = []
         self._tells = False  # `_tell` comes at the end of this turn
         self._called = False  # `_pump` comes at the end of this turn
         self._batch_rows = limits.max_rows  # that the policy wants just now
@@ -208,9 +208,16 @@ class Batcher:
         """How many more rows with tokens like this one would find a place in the next call; at most what it takes."""
         if len(self._running) >= 2 * self._n_slots:
             return 0  # they would only stand here, where more urgent ones overtake them
-        ahead = self._line.ahead(token.priority, token.user).n_rows
-        coming = sum([n_rows for priority, n_rows in self._expected.items() if priority <= token.priority])
-        return max(0, self._limits.max_rows - math.ceil(ahead) - coming)
+        # As in the line, who has waited long enough goes as one of the more urgent.
+        waited_s = self._loop.time() - token.came_s if token.came_s else 0.0
+        urgency = max(0, token.priority - int(waited_s / AGING_S))
+        ahead = self._line.ahead(urgency, token.user).n_rows
+        coming = sum([n_rows for priority, n_rows in self._expected.items() if priority <= urgency])
+        return max(0, self._enough() - math.ceil(ahead) - coming)
+
+    def _enough(self) -> int:
+        """Rows for a full call, or, of texts, for a choice of those that go in it."""
+        return self._limits.max_rows * (2 if self._pads else 1)
 
     def expect(self, n_rows: int, token: Token) -> None:
         """So many rows have set out for here; fewer than 0: so many of them have come, or will not."""
@@ -219,8 +226,9 @@ class Batcher:
             self._moved()
 
     def when_moved(self, token: Token, tell: Callable[[], None]) -> None:
-        """Calls `tell` once when there may be room again; who is more urgent hears of it first."""
-        self._watchers.append((token.priority, tell))
+        """Calls `tell` once when there may be room again; who is more urgent, or has waited longer, hears of it
+        first."""
+        self._watchers.append((seniority(token.came_s or self._loop.time(), token.priority), tell))
 
     def _moved(self) -> None:
         if self._watchers and not self._tells:
@@ -260,7 +268,7 @@ class Batcher:
         self._pulse.n_rows += n_rows
         line.push(place, now_s)
         if token.escort is not None:
-            token.escort.waits(self, n_rows, self._limits.max_rows)
+            token.escort.waits(self, n_rows, self._enough())
         if not self._called and (len(self._running) < self._n_slots or self._next_is_full()):
             self._called = True
             loop.call_soon(self._pump)
@@ -321,8 +329,7 @@ class Batcher:
     def _next_is_full(self) -> bool:
         """Whether there is a full call to be sent ahead. It hides the way to the replica behind the call that runs
         there; others are better kept, as they would go with fewer rows, and so are texts of which one can choose."""
-        enough = self._limits.max_rows * (2 if self._pads else 1)
-        return len(self._running) < 2 * self._n_slots and self._line.n_rows >= enough
+        return len(self._running) < 2 * self._n_slots and self._line.n_rows >= self._enough()
 
     def _pump(self) -> None:
         """Sends what the policy wants sent, while a slot is free, and then full calls ahead."""

@@ -343,14 +343,15 @@ class Convoy:
                 elif not rider.token.gone:
                     riders.append(rider)
             return riders
-        soonest_s = now_s + self._pace.trip_s(perf_counter(), 0.5)
+        # Where nobody is on the way, trying shows how long it takes now.
+        soonest_s = now_s + self._pace.trip_s(perf_counter(), 0.5) if self._under_way else now_s
         while self._waiting and (not riders or n_rows + self._waiting[0].n_rows <= most_rows):
             rider = self._waiting.popleft()
             self._waiting_rows -= rider.n_rows
             if rider.token.gone:
                 continue
             if rider.token.late(soonest_s):
-                self._refuse([rider], _late())
+                self._refuse([rider], _late() if rider.token.late(now_s) else _too_late())
                 continue
             riders.append(rider)
             n_rows += rider.n_rows
@@ -508,8 +509,22 @@ def _token_of(riders: Sequence[Rider]) -> Token:
     patient = max((rider.token for rider in riders), key=lambda token: token.until_s)
     hard = all(rider.token.hard for rider in riders)
     max_cost = min([rider.token.max_cost for rider in riders if rider.token.max_cost is not None], default=None)
-    return Token(patient.until_s, first.priority, first.user, first.tags, hard, shared=True, max_cost=max_cost)
+    came_s = min([rider.token.came_s for rider in riders])
+    return Token(
+        patient.until_s,
+        first.priority,
+        first.user,
+        first.tags,
+        hard,
+        shared=True,
+        max_cost=max_cost,
+        came_s=came_s,
+    )
 
 
 def _late() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed before there was an answer.", hint="Allow more time, or send less.")
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("an answer could not come before the deadline any more.", hint="Allow more time.")

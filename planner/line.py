@@ -55,6 +55,7 @@ class Place:
     size: float = field(default=0.0, kw_only=True)
     # The line's own:
     came_s: float = field(init=False)
+    senior_s: float = field(init=False)  # when the request came, wherever that was
     due_s: float = field(init=False)
     number: int = field(init=False)
     waiting: bool = field(init=False, default=False)
@@ -118,6 +119,7 @@ class Line(Generic[P]):
         self._number += 1
         place.number = self._number
         place.came_s = now_s
+        place.senior_s = min(place.token.came_s or now_s, now_s)
         far_s = now_s + FAR_S
         place.due_s = place.until_s if place.until_s < far_s else far_s
         self._enter(place)
@@ -184,7 +186,7 @@ class Line(Generic[P]):
         return Ahead(urgent, urgent) if urgent else NOTHING_AHEAD
 
     def oldest_s(self) -> float:
-        """When the request that has waited longest came. There is one."""
+        """When the request that has waited longest came here. There is one."""
         return min([self._classes[urgency].oldest().came_s for urgency in self._active])
 
     def _next(self, similar: _Similar[P] | None) -> P:
@@ -285,7 +287,7 @@ class _Class(Generic[P]):
         self._virtual = 0.0
         self._most_starts = 64
         self._held_back = 0
-        self._arrivals: list[tuple[int, P]] = []
+        self._arrivals: list[tuple[float, int, P]] = []
         # Only kept while several users wait:
         self._may_go: list[tuple[float, int, P]] = []  # the heads of those who may go, by due time
         self._too_early: list[tuple[float, int, _Flow[P]]] = []  # the others, by start
@@ -302,11 +304,11 @@ class _Class(Generic[P]):
         self.n_rows += place.n_rows
         entry = (place.due_s, place.number, place)
         heappush(flow.heap, entry)
-        heappush(self._arrivals, (place.number, place))
+        heappush(self._arrivals, (place.senior_s, place.number, place))
         if len(self._flows) > 1 and flow.heap[0] is entry:
             self._file(flow)
         if len(self._arrivals) > 2 * self.n_places + 64:
-            self._arrivals = [e for e in self._arrivals if e[1].waiting]
+            self._arrivals = [e for e in self._arrivals if e[2].waiting]
             heapify(self._arrivals)
 
     def remove(self, place: P) -> None:
@@ -343,9 +345,9 @@ class _Class(Generic[P]):
     def oldest(self) -> P:
         """The request that has waited longest. There is one."""
         heap = self._arrivals
-        while not heap[0][1].waiting:
+        while not heap[0][2].waiting:
             heappop(heap)
-        return heap[0][1]
+        return heap[0][2]
 
     def charge(self, place: P) -> None:
         """Counts the rows of one that left against its user's share."""
@@ -448,5 +450,10 @@ class _Class(Generic[P]):
                 self._file(flow)
 
 
+def seniority(came_s: float, priority: int) -> float:
+    """Who has the least goes first, once it is not of the most urgent class that waits."""
+    return came_s + AGING_S * priority
+
+
 def _seniority(class_: _Class[P]) -> float:
-    return class_.oldest().came_s + AGING_S * class_.urgency
+    return seniority(class_.oldest().senior_s, class_.urgency)

@@ -48,10 +48,8 @@ class Pace:
         self._old_s = now_s + max(2.0 * PACE_S, 4.0 * self._sorted[int(MOST_TRIPS * len(self._sorted))])
 
     def trip_s(self, now_s: float, share: float = MOST_TRIPS) -> float:
-        """What such a share of the trips did not exceed; the shortest, where that was long ago; 0 if there was none."""
-        if not self._sorted:
-            return 0.0
-        return self._sorted[int(share * len(self._sorted)) if now_s <= self._old_s else 0]
+        """What such a share of the trips did not exceed; 0 where there was none lately."""
+        return self._sorted[int(share * len(self._sorted))] if self._sorted and now_s <= self._old_s else 0.0
 
     def wait_s(self, rows_ahead: int, now_s: float) -> float:
         """How long one should expect to wait for an answer behind so many rows."""

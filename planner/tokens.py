@@ -22,7 +22,8 @@ class Ahead(Protocol):
         """So many rows have set out for here; fewer than 0: so many of them have come, or will not."""
 
     def when_moved(self, token: Token, tell: Callable[[], None]) -> None:
-        """Calls `tell` once when there may be room again; who is more urgent hears of it first."""
+        """Calls `tell` once when there may be room again; who is more urgent, or has waited longer, hears of it
+        first."""
 
 
 class Escort(ABC):
@@ -32,7 +33,7 @@ class Escort(ABC):
 
     @abstractmethod
     def waits(self, line: Ahead, n_rows: int, batch_rows: int) -> None:
-        """So many of its rows stand in a line, whose calls take `batch_rows` at a time."""
+        """So many of its rows stand in a line, in which `batch_rows` are enough for its next call."""
 
     @abstractmethod
     def goes(self, line: Ahead, n_rows: int) -> None:

@@ -136,7 +136,7 @@ class Engine:
         else:
             answer = await _taken_along(route.convoy, Passenger(request.inputs, route.n_rows, token))
         if token.hard and asyncio.get_running_loop().time() > token.until_s:
-            raise DeadlineExceeded(f"the answer came after {target.terms.deadline_ms:g} ms.", hint="Allow more time.")
+            raise _came_late(target.terms)
         return InferAnswer(
             model=target.model,
             version=target.version,
@@ -153,6 +153,8 @@ class Engine:
         loop = asyncio.get_running_loop()
         try:
             answer = await self._dispatch(route.plans.best, inputs, token, route.plans.plans[1:])
+            if token.hard and loop.time() > token.until_s:
+                raise _came_late(route.terms)
         except FenixError as error:
             notes.failed([passenger], error, loop.time())
             raise
@@ -340,6 +342,10 @@ def _lookup(catalogue: Catalogue) -> _Lookup:
         outputs = Counter(port.feature for card in catalogue.cards.values() for port in card.outputs)
         known = catalogue.derived["lookup"] = _Lookup({name: tuple(found) for name, found in inputs.items()}, outputs)
     return cast(_Lookup, known)
+
+
+def _came_late(terms: Terms) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the answer came after {terms.deadline_ms:g} ms.", hint="Allow more time.")
 
 
 async def _taken_along(convoy: Convoy, passenger: Passenger) -> Answer:

@@ -5,6 +5,7 @@ Whatever can be known beforehand is kept per convoy, so that a note costs a few 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from random import Random
@@ -22,6 +23,8 @@ from planner.features import Array
 from planner.goals import Terms
 from planner.plans import Answer, PlanSet, StepRecord
 
+_log = logging.getLogger("fenix.recorder")
+
 MOST_SETTINGS = 64  # that a convoy keeps; each way in which a plan may come out has one
 
 
@@ -29,17 +32,16 @@ class NoteBook:
     """Makes the notes of a gateway; one per process."""
 
     def __init__(self, recorder: Recorder, sample_share: float = 0.01, rng: Random | None = None) -> None:
-        """Of `sample_share` of the groups the inputs are kept too, unless their data is tagged."""
+        """Outputs are kept, and of `sample_share` of the groups the inputs too; neither of tagged data."""
         self._recorder = recorder
         self._sample_share = sample_share
         self._chance = (rng or Random()).random
 
     def notes_for(self, model: str, version: str, goal: str, terms: Terms, plans: PlanSet) -> JournalNotes:
         """For requests that want the same under the same terms."""
+        setting = _usual(model, version, goal, terms, plans)
         share = 0.0 if terms.tags else self._sample_share
-        return JournalNotes(
-            self._recorder, _usual(model, version, goal, terms, plans), plans.best.id, share, self._chance
-        )
+        return JournalNotes(self._recorder, setting, plans.best.id, not terms.tags, share, self._chance)
 
 
 def _usual(model: str, version: str, goal: str, terms: Terms, plans: PlanSet) -> Callable[..., Setting]:
@@ -70,6 +72,7 @@ class JournalNotes:
         recorder: Recorder,
         setting: Callable[..., Setting],
         plan: str,
+        keeps_outputs: bool,
         sample_share: float,
         chance: Callable[[], float],
     ) -> None:
@@ -77,15 +80,24 @@ class JournalNotes:
         self._recorder = recorder
         self._setting = setting
         self._plan = plan
+        self._keeps_outputs = keeps_outputs
         self._sample_share = sample_share
         self._chance = chance
         self._settings: dict[object, Setting] = {}
         self._last: tuple[str, frozenset[str], list[ExtensionId], Setting] | None = None  # most are like the last
 
     def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float) -> Sequence[str]:
-        """See `planner.convoys.Notes`."""
-        recorder, n = self._recorder, len(riders)
-        first = recorder.next(n)
+        """See `planner.convoys.Notes`. Never raises: an answer that is there must not fail for its note."""
+        run, n = self._recorder.run, len(riders)
+        first = self._recorder.next(n)
+        try:
+            self._note(riders, answer, now_s, first)
+        except Exception:
+            _log.exception("%d outcomes were not recorded", n)
+        return [f"{run}{number:012x}" for number in range(first, first + n)]
+
+    def _note(self, riders: Sequence[Rider], answer: Answer, now_s: float, first: int) -> None:
+        n = len(riders)
         n_rows = [rider.n_rows for rider in riders]
         ran, times = [], []
         for step in answer.steps:
@@ -94,10 +106,11 @@ class JournalNotes:
         outputs = {}
         sure: Array | None = None  # of each row
         for name, rows in answer.outputs.items():
-            outputs[name] = rows.values
+            if self._keeps_outputs:
+                outputs[name] = rows.values
             if rows.confidence is not None:
                 sure = rows.confidence if sure is None else np.minimum(sure, rows.confidence)
-        recorder.add(
+        self._recorder.add(
             self._setting_of(answer, ran),
             first,
             time(),
@@ -108,8 +121,6 @@ class JournalNotes:
             outputs,
             _inputs_of(riders) if self._sample_share and self._chance() < self._sample_share else None,
         )
-        run = recorder.run
-        return [f"{run}{number:012x}" for number in range(first, first + n)]
 
     def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float) -> None:
         """See `planner.convoys.Notes`."""

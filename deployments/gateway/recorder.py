@@ -333,9 +333,12 @@ class Recorder:
     def _look_at_room(self) -> None:
         if self._spool is not None:
             self._spool_bytes = self._spool.n_bytes
-            self._thin = self._spool_bytes > RESERVE * self._settings.spool_bytes
+            thin = self._spool_bytes > RESERVE * self._settings.spool_bytes
         else:
-            self._thin = self._memory_bytes > RESERVE * self._settings.memory_bytes
+            thin = self._memory_bytes > RESERVE * self._settings.memory_bytes
+        if thin and not self._thin:
+            _log.warning("hardly any room for the journal: one group of %d is recorded", self._settings.every)
+        self._thin = thin
 
     def _lose(self, n: int) -> None:
         self._n_lost += n

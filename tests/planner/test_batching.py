@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from planner.errors import (
     Overloaded,
 )
 from planner.features import Array
+from planner.line import AGING_S
 from planner.policies.greedy import Greedy
 from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
 from planner.tokens import Ahead, Escort, Token
@@ -153,6 +155,30 @@ def test_there_is_room_for_what_the_next_call_can_take_beside_the_more_urgent() 
         await asyncio.gather(*waiting)
         await settle()
         assert told == ["high", "low"]
+
+    asyncio.run(scenario())
+
+
+def test_who_has_waited_long_enough_has_room_among_the_more_urgent_and_hears_of_it_first() -> None:
+    async def scenario() -> None:
+        queue, calls = batcher(plus(0), max_rows=4)
+        now_s = asyncio.get_running_loop().time()
+        aged, fresh = Token(FAR_S, 5, came_s=now_s - 1.5 * AGING_S), Token(FAR_S, 5, came_s=now_s)
+        urgent = Token(FAR_S, 4, came_s=now_s)
+        calls.gate.clear()
+        waiting = [asyncio.create_task(submit(queue, 0.0))]
+        await settle()
+        waiting += [asyncio.create_task(submit(queue, 0.0, priority=4)) for _ in range(2)]
+        queue.expect(2, Token(FAR_S, 5))  # others of the lower class, who have not waited
+        await settle()
+        assert [queue.room(token) for token in (aged, urgent, fresh)] == [2, 2, 0]
+        told: list[str] = []
+        for name, token in (("urgent", urgent), ("aged", aged)):
+            queue.when_moved(token, partial(told.append, name))
+        calls.gate.set()
+        await asyncio.gather(*waiting)
+        await settle()
+        assert told == ["aged", "urgent"]
 
     asyncio.run(scenario())
 

@@ -329,6 +329,19 @@ def test_the_line_that_groups_come_to_first_knows_of_those_on_their_way() -> Non
     drive(scenario())
 
 
+def test_one_slow_trip_does_not_keep_requests_out_for_good() -> None:
+    async def scenario() -> None:
+        road = Road()
+        convoy = road.convoy()
+        convoy._pace.took(0.3, perf_counter())
+        for _ in range(3):  # shorter deadlines than that trip took; but nobody is on the way, so trying shows how it is
+            (rider,) = board(convoy, passenger(1, deadline_s=0.2))
+            await settle()
+            assert got(rider) == [2]
+
+    drive(scenario())
+
+
 ROWS_FAULTS = [ExtensionRaised("no"), ExtensionBroken("no"), BadInput("no")]
 
 

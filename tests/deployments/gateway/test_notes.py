@@ -158,7 +158,7 @@ def test_who_is_late_is_noted_once_and_as_late() -> None:
     asyncio.run(run())
 
 
-def test_inputs_are_kept_of_the_share_that_is_asked_for_and_never_of_tagged_data() -> None:
+def test_inputs_are_kept_of_the_share_that_is_asked_for_and_nothing_of_tagged_data() -> None:
     async def scenario(kept: Kept) -> None:
         for _ in range(200):
             await kept.ask(1)
@@ -168,7 +168,9 @@ def test_inputs_are_kept_of_the_share_that_is_asked_for_and_never_of_tagged_data
         sampled = [outcome for outcome in outcomes if outcome.inputs is not None]
         assert 60 <= len(sampled) <= 140
         assert all(outcome.inputs.full["x"].tolist() == [1.0] for outcome in sampled if outcome.inputs)
-        assert not any(outcome.setting.tags for outcome in sampled)
+        tagged = [outcome for outcome in outcomes if outcome.setting.tags]
+        assert len(tagged) == 50
+        assert not any(outcome.inputs or outcome.outputs.full or outcome.outputs.best for outcome in tagged)
 
     kept(scenario, sample_share=0.5)
 
