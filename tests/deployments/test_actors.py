@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -89,11 +90,12 @@ def test_a_lookup_that_blocks_holds_up_nobody_who_gave_up(head: Head) -> None:
 def test_a_lookup_that_blocks_takes_no_thread_of_the_pool(head: Head) -> None:
     head.is_there.clear()
 
-    async def scenario() -> set[str]:
+    async def scenario() -> list[str]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_name_prefix="this test's"))
         with pytest.raises(ClusterDown):
             await ActorHandle("away", "the board").call("ask", timeout_s=0.01)
         await asyncio.to_thread(lambda: None)
-        return {thread.name for thread in threading.enumerate() if thread.name.startswith("asyncio_")}
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("this test's")]
 
     assert len(asyncio.run(scenario())) == 1
 
