@@ -53,6 +53,8 @@ Doing
     step_rows.py        their keys, and rows as they are kept
     step_store.py       the memory that holds them, and who gives way
     batching.py         rows of many requests in one call
+    pulse.py            what a batcher remembers of its recent past
+    deadlines.py        who has to hear by when that they are late
     calls.py            the seam to the cluster
 
 Remembering

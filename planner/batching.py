@@ -14,7 +14,6 @@ import contextvars
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
 from time import perf_counter  # uvloop's own clock counts whole milliseconds: good for deadlines only
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from planner.admission import Backlog
 from planner.calls import Calls, Part, Parts, Produced, Ran, concatenated, local
 from planner.cards import Card, ExtensionId
+from planner.deadlines import Deadlines
 from planner.envelopes import Envelope
 from planner.errors import (
     BadRequest,
@@ -39,15 +39,14 @@ from planner.line import AGING_S, Line, Place, WeightOf, seniority
 from planner.policies import DEFAULT_POLICY
 from planner.policies.policy import BatchOutcome, BatchPolicy, QueueState
 from planner.policies.registry import make_policy
+from planner.pulse import Pulse
 from planner.tokens import Token
 
 # Extension, rows of the call, thousands of elements in inputs of free size, ms it took seen from here.
 Observe = Callable[[ExtensionId, int, float, float], None]
 PolicyOf = Callable[[Card], BatchPolicy]
 
-NEWS_S = 1.0  # how long what calls took is a reason to drop what would be late; then one has to try again
 AGAIN_AFTER_S = 0.02  # before a call is sent again: by then one mostly knows which replica has died
-RATE_S = 0.05  # over which arrivals are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +147,8 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._line: Line[_Some] = Line(limits.max_waiting_rows, limits.max_waiting_bytes, weight_of)
         self._running: dict[_Call, None] = {}
-        self._pulse = _Pulse(self._loop.time())
-        self._deadlines = _Deadlines(self._loop, self._expire)
+        self._pulse = Pulse(self._loop.time())
+        self._deadlines = Deadlines(self._loop, self._expire)
         self._look_again: asyncio.TimerHandle | None = None
         self.cpu_share = self.gpu_share = math.nan
         self._pads = False  # there were rows of free size, which go with those of their own size
@@ -526,89 +525,6 @@ class Batcher:
         if request.token.hard and request.expires_s >= request.token.until_s:
             return DeadlineExceeded(told, hint="Allow more time, or plan for less.")
         return ExtensionTimeout(told)
-
-
-class _Pulse:
-    """What a batcher remembers of its recent past."""
-
-    def __init__(self, now_s: float) -> None:
-        self.n_rows = 0  # that came since `_since_s`
-        self.n_dropped_rows = 0  # since the last call
-        self.recent_ms = 0.0
-        self._rate_per_s = 0.0
-        self._since_s = now_s
-        self._called_s = -math.inf
-
-    def rate_per_s(self, now_s: float) -> float:
-        """Rows that come per second: a moving average over some `RATE_S`."""
-        span_s = now_s - self._since_s
-        if span_s >= RATE_S:
-            kept = math.exp(-span_s / (4 * RATE_S))
-            self._rate_per_s = kept * self._rate_per_s + (1.0 - kept) * self.n_rows / span_s
-            self.n_rows, self._since_s = 0, now_s
-        return self._rate_per_s
-
-    def called(self, took_ms: float, now_s: float) -> int:
-        """Notes a call; gives back the rows dropped since the one before."""
-        self.recent_ms = took_ms if self.recent_ms == 0.0 else 0.8 * self.recent_ms + 0.2 * took_ms
-        self._called_s = now_s
-        dropped, self.n_dropped_rows = self.n_dropped_rows, 0
-        return dropped
-
-    def run_s(self, expected_ms: float, now_s: float) -> float:
-        """What a call will take, where that is fresh enough to turn anybody away for it: an extension that was slow
-        once, and from then on gets nothing in time, could never show that it is well again."""
-        return expected_ms / 1e3 if now_s - self._called_s <= NEWS_S else 0.0
-
-
-class _Deadlines:
-    """Who has to hear by when, with one timer for all: at the earliest."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, expire: Callable[[_Request], None]) -> None:
-        self._loop = loop
-        self._expire = expire
-        self._watched: dict[int, _Request] = {}
-        self._heap: list[tuple[float, int]] = []  # some are watched no more
-        self._timer: asyncio.TimerHandle | None = None
-        self._rings_s = math.inf
-
-    def watch(self, item: _Request) -> None:
-        key = id(item)
-        self._watched[key] = item
-        heappush(self._heap, (item.expires_s, key))
-        if item.expires_s < self._rings_s:
-            self._set(item.expires_s)
-        elif len(self._heap) > 2 * len(self._watched) + 64:
-            self._heap = [(watched.expires_s, key) for key, watched in self._watched.items()]
-            heapify(self._heap)
-
-    def forget(self, item: _Request) -> None:
-        self._watched.pop(id(item), None)
-
-    def earliest_s(self) -> float:
-        """inf where nobody waits."""
-        while self._heap and not self._is_watched(self._heap[0]):
-            heappop(self._heap)
-        return self._heap[0][0] if self._heap else math.inf
-
-    def _is_watched(self, entry: tuple[float, int]) -> bool:
-        item = self._watched.get(entry[1])  # another one may have the id by now
-        return item is not None and item.expires_s == entry[0]
-
-    def _set(self, at_s: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._rings_s = at_s
-        self._timer = self._loop.call_at(at_s, self._ring)
-
-    def _ring(self) -> None:
-        self._timer, self._rings_s = None, math.inf
-        now_s = self._loop.time()
-        while (earliest_s := self.earliest_s()) <= now_s:
-            item = self._watched.pop(heappop(self._heap)[1])
-            self._expire(item)
-        if earliest_s < math.inf:
-            self._set(earliest_s)
 
 
 def usual_policy(card: Card) -> BatchPolicy:

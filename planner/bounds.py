@@ -100,7 +100,7 @@ def _settle(
     Needs are settled in the order of their prices, as by Dijkstra, and a card is priced when the last of its needs is,
     which is its dearest: Knuth 1977, Information Processing Letters 6. What is not due yet waits unsorted in buckets
     of equal width. Of the bucket at hand the first few are sorted by insertion and the others, like what falls due
-    while it is being settled, go to a heap: with 100,000 cards that takes half the time of one large heap.
+    while it is being settled, go to a heap: with 100,000 cards that saves a sixth of the time that heaps alone take.
     """
     lacking = n_needs_of_card.copy()
     cheapest = np.full(len(needs_of_out_ptr) - 1, np.inf)  # per out

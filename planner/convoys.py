@@ -36,7 +36,7 @@ from planner.errors import (
 from planner.features import Array, Rows
 from planner.pace import Pace
 from planner.plans import Answer, Plan, PlanSet
-from planner.tokens import Ahead, Escort, Token
+from planner.tokens import Escort, LineAhead, Token
 
 MOST_UNDER_WAY = 64  # groups of one convoy; far fewer are, where they stand in lines
 MOST_ROWS = 256  # of one group
@@ -123,19 +123,19 @@ class _Group(Escort):
         self.n_rows = sum([rider.n_rows for rider in riders])
         self.token = riders[0].token
         self._lines = lines
-        self._first: frozenset[Ahead] | None = lines.set_out(self.n_rows, self.token)  # until it stands in a line
+        self._first: frozenset[LineAhead] | None = lines.set_out(self.n_rows, self.token)  # until it stands in a line
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         for rider in riders:
             rider.group = self
 
-    def waits(self, line: Ahead, n_rows: int, batch_rows: int) -> None:
+    def waits(self, line: LineAhead, n_rows: int, batch_rows: int) -> None:
         if self._first is not None:
             self._lines.first = self._lines.first | {line}
             self.stood()
         self._lines.waits(line, n_rows, batch_rows)
 
-    def goes(self, line: Ahead, n_rows: int) -> None:
+    def goes(self, line: LineAhead, n_rows: int) -> None:
         self._lines.goes(line, n_rows)
 
     def stood(self) -> None:
@@ -153,34 +153,34 @@ class _Lines:
     def __init__(self, moved: Callable[[], None]) -> None:
         """`moved` is called when there is room again."""
         self._moved = moved
-        self._known: dict[Ahead, None] = {}  # lines that rows of ours have stood in
-        self.first: frozenset[Ahead] = frozenset()  # those that groups came to first
+        self._known: dict[LineAhead, None] = {}  # lines that rows of ours have stood in
+        self.first: frozenset[LineAhead] = frozenset()  # those that groups came to first
         self._full = False  # one of them is, and will tell when it is not
-        self._standing: dict[Ahead, int] = {}
-        self._went: dict[Ahead, tuple[int, int]] = {}  # in this turn of the loop; and how many were left behind
+        self._standing: dict[LineAhead, int] = {}
+        self._went: dict[LineAhead, tuple[int, int]] = {}  # in this turn of the loop; and how many were left behind
         self._call_rows = MOST_ROWS
         self._fit_rows = float(MOST_ROWS)  # of ours that go in one call, beside those of others
         self._setting_out = 0  # rows of groups that have left, and came to no line yet
 
-    def set_out(self, n_rows: int, token: Token) -> frozenset[Ahead]:
+    def set_out(self, n_rows: int, token: Token) -> frozenset[LineAhead]:
         """A group leaves. Returns the lines that expect it."""
         self._setting_out += n_rows
         for line in self.first:
             line.expect(n_rows, token)
         return self.first
 
-    def came(self, n_rows: int, token: Token, expecting: frozenset[Ahead]) -> None:
+    def came(self, n_rows: int, token: Token, expecting: frozenset[LineAhead]) -> None:
         """A group is at its first line, or done without having stood in one."""
         self._setting_out -= n_rows
         for line in expecting:
             line.expect(-n_rows, token)
 
-    def waits(self, line: Ahead, n_rows: int, batch_rows: int) -> None:
+    def waits(self, line: LineAhead, n_rows: int, batch_rows: int) -> None:
         self._known[line] = None
         self._standing[line] = self._standing.get(line, 0) + n_rows
         self._call_rows = min(self._call_rows, batch_rows)
 
-    def goes(self, line: Ahead, n_rows: int) -> None:
+    def goes(self, line: LineAhead, n_rows: int) -> None:
         left = self._standing.get(line, 0) - n_rows
         if left > 0:
             self._standing[line] = left

@@ -12,7 +12,7 @@ from planner.goals import Terms
 PATIENCE_S = 60.0  # how long a request without a deadline may take
 
 
-class Ahead(Protocol):
+class LineAhead(Protocol):
     """A line before an extension, as those see it who are not there yet."""
 
     def room(self, token: Token) -> int:
@@ -32,11 +32,11 @@ class Escort(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def waits(self, line: Ahead, n_rows: int, batch_rows: int) -> None:
+    def waits(self, line: LineAhead, n_rows: int, batch_rows: int) -> None:
         """So many of its rows stand in a line, in which `batch_rows` are enough for its next call."""
 
     @abstractmethod
-    def goes(self, line: Ahead, n_rows: int) -> None:
+    def goes(self, line: LineAhead, n_rows: int) -> None:
         """So many of them stand there no more: their call begins, or they were dropped."""
 
 

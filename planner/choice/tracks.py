@@ -20,6 +20,9 @@ class Share:
     __slots__ = ("_down", "_n_down", "_n_up", "_total_down", "_total_up", "_up", "n", "total")
 
     def __init__(self, n: float = 0.0, total: float = 0.0) -> None:
+        self._begin(n, total)
+
+    def _begin(self, n: float, total: float) -> None:
         self.n, self.total = n, total
         self._down = self._n_down = self._total_down = 0.0
         self._up = self._n_up = self._total_up = 0.0
@@ -46,7 +49,7 @@ class Share:
             self._n_down += n
             self._total_down += total
             if self._down > alarm:
-                self.__init__(self._n_down, self._total_down)  # type: ignore[misc]
+                self._begin(self._n_down, self._total_down)
                 return True
         high = min(p + shift, 0.5 + 0.5 * p)
         self._up += total * math.log(high / p) + missed * math.log((1.0 - high) / (1.0 - p))
@@ -56,7 +59,7 @@ class Share:
             self._n_up += n
             self._total_up += total
             if self._up > alarm:
-                self.__init__(self._n_up, self._total_up)  # type: ignore[misc]
+                self._begin(self._n_up, self._total_up)
                 return True
         return False
 
@@ -67,6 +70,9 @@ class Level:
     __slots__ = ("_down", "_since_down", "_since_up", "_up", "n", "square", "total")
 
     def __init__(self, n: float = 0.0, total: float = 0.0, square: float = 0.0) -> None:
+        self._begin(n, total, square)
+
+    def _begin(self, n: float, total: float, square: float) -> None:
         self.n, self.total, self.square = n, total, square
         self._down = self._up = 0.0
         self._since_down = self._since_up = (0.0, 0.0, 0.0)
@@ -96,7 +102,7 @@ class Level:
             a, b, c = self._since_down
             self._since_down = (a + n, b + total, c + square)
             if self._down > alarm:
-                self.__init__(*self._since_down)  # type: ignore[misc]
+                self._begin(*self._since_down)
                 return True
         self._up += z - 0.5
         if self._up <= 0.0:
@@ -105,6 +111,6 @@ class Level:
             a, b, c = self._since_up
             self._since_up = (a + n, b + total, c + square)
             if self._up > alarm:
-                self.__init__(*self._since_up)  # type: ignore[misc]
+                self._begin(*self._since_up)
                 return True
         return False

@@ -14,7 +14,7 @@ import statistics
 import sys
 from dataclasses import replace
 
-from tests.benchmarks.load import Spread, ratio
+from tests.benchmarks.load import ratio
 from tests.benchmarks.subjects import FENIX, OURS, Running, running
 from tests.benchmarks.workload import rows
 
@@ -57,16 +57,12 @@ def measured(kept: Running, free: Running, connections: int, rounds: int, second
     is_met = rate.median >= 1.0 - MOST_COST
     print(
         f"{connections} connections: {statistics.median(rates[True]):,.0f} requests/s with the journal,"
-        f" {statistics.median(rates[False]):,.0f} without: {Spread(*(round(v, 3) for v in _of(rate)))};"
+        f" {statistics.median(rates[False]):,.0f} without: {rate};"
         f" processor time {statistics.median(costs[True]):.1f} and {statistics.median(costs[False]):.1f} us a request:"
         f" {cost}; at most 2 % of the rate: {'met' if is_met else 'MISSED'}",
         flush=True,
     )
     return is_met
-
-
-def _of(spread: Spread) -> tuple[float, float, float]:
-    return spread.median, spread.low, spread.high
 
 
 if __name__ == "__main__":

@@ -132,13 +132,16 @@ def test_who_is_late_is_noted_once_and_as_late() -> None:
         patient = asyncio.create_task(kept.ask(1, model="slow"))
         with pytest.raises(DeadlineExceeded):
             await kept.ask(2, model="slow", terms={"deadline_ms": 20.0})
+        gate.set()
         await patient
         errors = sorted(outcome.setting.error for outcome in (await kept.outcomes()).values())
         assert errors == ["", "DeadlineExceeded"]
 
+    gate = asyncio.Event()
+
     class Slow(LocalCalls):
         async def infer(self, *arguments: Any, **more: Any) -> Any:
-            await asyncio.sleep(0.2)
+            await gate.wait()
             return await super().infer(*arguments, **more)
 
     async def run() -> None:
