@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from planner.choosing import Chooser, Chosen, FirstPlan
 from planner.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -50,20 +51,21 @@ Dispatch = Callable[[Plan, Mapping[str, Array], Token, Sequence[Plan]], Coroutin
 class Notes(Protocol):
     """Takes down what became of requests."""
 
-    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float) -> Sequence[str]:
+    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float, chosen: Chosen) -> Sequence[str]:
         """The riders' rows, in their order, are those of the answer. Returns the trace id of each."""
 
-    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float) -> None:
-        """There is no answer for these, all for the same reason. Not told of those that were refused at once."""
+    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float, chosen: Chosen | None = None) -> None:
+        """There is no answer for these, all for the same reason; where they have not left, no plan was chosen. Not told
+        of those that were refused at once."""
 
 
 class Unnoted:
     """Takes nothing down."""
 
-    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float) -> Sequence[str]:
+    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float, chosen: Chosen) -> Sequence[str]:
         return [f"{getrandbits(128):032x}" for _ in riders]
 
-    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float) -> None:
+    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float, chosen: Chosen | None = None) -> None:
         pass
 
 
@@ -116,10 +118,11 @@ def share_of(answer: Answer, start: int, stop: int, trace_id: str = "") -> Answe
 class _Group(Escort):
     """Riders that left together, and what brings them."""
 
-    __slots__ = ("_first", "_lines", "n_rows", "riders", "task", "timer", "token")
+    __slots__ = ("_first", "_lines", "chosen", "n_rows", "riders", "task", "timer", "token")
 
-    def __init__(self, riders: list[Rider], lines: _Lines) -> None:
+    def __init__(self, riders: list[Rider], chosen: Chosen, lines: _Lines) -> None:
         self.riders = riders
+        self.chosen = chosen
         self.n_rows = sum([rider.n_rows for rider in riders])
         self.token = riders[0].token
         self._lines = lines
@@ -226,11 +229,18 @@ class Convoy:
     """Where the requests for one plan gather. Belongs to one event loop."""
 
     def __init__(
-        self, plans: PlanSet, dispatch: Dispatch, at_once: Callable[[Plan], bool], notes: Notes | None = None
+        self,
+        plans: PlanSet,
+        dispatch: Dispatch,
+        at_once: Callable[[Plan], bool],
+        notes: Notes | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
-        """`at_once` tells whether a plan can be run within this turn of the loop, without waiting for anything."""
+        """`at_once` tells whether a plan can be run within this turn of the loop, without waiting for anything.
+        `chooser` says by which plan a group is run, the first of `plans` by default."""
         self.plans = plans
         self.notes = notes or Unnoted()
+        self.chooser = chooser or FirstPlan(plans)
         self._dispatch = dispatch
         self._at_once = at_once
         self._loop = asyncio.get_running_loop()
@@ -306,7 +316,7 @@ class Convoy:
     def _leave(self) -> None:
         self._called = False
         self._lines.learn()
-        if self._at_once(self.plans.best):
+        if self._at_once(self.chooser.usual):
             self._go_now(self._next(MOST_ROWS))
             self._look()  # others want a turn of the loop too
             return
@@ -314,10 +324,10 @@ class Convoy:
             self._start(self._next(self._room()))
         self._watch_waiting()
 
-    def _start(self, riders: list[Rider]) -> None:
+    def _start(self, riders: list[Rider], chosen: Chosen | None = None) -> None:
         if not riders:
             return
-        group = _Group(riders, self._lines)
+        group = _Group(riders, chosen or self.chooser.choose(len(riders)), self._lines)
         # A context of its own: the request that happens to be first may be cancelled, the group must not be.
         group.task = self._loop.create_task(self._go(group), context=contextvars.Context())
         self._under_way.add(group.task)
@@ -362,12 +372,16 @@ class Convoy:
     def _go_now(self, riders: list[Rider]) -> None:
         if not riders:
             return
+        chosen = self.chooser.choose(len(riders))
+        if chosen.plan is not self.chooser.usual and not self._at_once(chosen.plan):
+            self._start(riders, chosen)
+            return
         left_s = perf_counter()
         try:
-            running = self._run(riders)
+            running = self._run(riders, chosen)
             running.send(None)
         except StopIteration as end:
-            self._tell(riders, end.value)
+            self._tell(riders, end.value, chosen, left_s)
             now_s = perf_counter()
             self._pace.took(now_s - left_s, now_s)
         except FenixError as error:
@@ -376,20 +390,20 @@ class Convoy:
                 self._go_now(riders[:half])
                 self._go_now(riders[half:])
             else:
-                self._refuse(riders, error)
+                self._refuse(riders, error, chosen, left_s)
         except Exception as error:
-            self._refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"))
+            self._refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"), chosen, left_s)
         else:  # it waits for something after all: an extension moved away from here just now
             running.close()
-            self._start(riders)
+            self._start(riders, chosen)
 
     async def _go(self, group: _Group) -> None:
-        riders = group.riders
+        riders, chosen = group.riders, group.chosen
         left_s = perf_counter()
         self._watch(group)
         try:
-            answer = await self._run(riders, group)
-            self._tell(riders, answer)
+            answer = await self._run(riders, chosen, group)
+            self._tell(riders, answer, chosen, left_s)
             now_s = perf_counter()
             self._pace.took(now_s - left_s, now_s)
         except FenixError as error:
@@ -400,7 +414,7 @@ class Convoy:
                     if rider.token.hard:
                         self._soonest_s = min(self._soonest_s, rider.token.until_s)
             else:
-                self._refuse(riders, error)
+                self._refuse(riders, error, chosen, left_s)
         except asyncio.CancelledError:
             # Either all of them have gone, or something on the way was ended for reasons of its own.
             now_s = perf_counter()
@@ -410,32 +424,34 @@ class Convoy:
             )
             raise
         except Exception as error:  # whatever happens, nobody may wait for ever
-            self._refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"))
+            self._refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"), chosen, left_s)
         finally:
             if group.timer is not None:
                 group.timer.cancel()
 
-    def _run(self, riders: Sequence[Rider], escort: Escort | None = None) -> Coroutine[Any, Any, Answer]:
+    def _run(
+        self, riders: Sequence[Rider], chosen: Chosen, escort: Escort | None = None
+    ) -> Coroutine[Any, Any, Answer]:
         first = riders[0]
-        inputs, token = first.inputs, first.token
-        if len(riders) > 1:
-            inputs = {name: np.concatenate([rider.inputs[name] for rider in riders]) for name in inputs}
-            token = _token_of(riders)
+        token = first.token if len(riders) == 1 else _token_of(riders)
         token.escort = escort
-        return self._dispatch(self.plans.best, inputs, token, self.plans.plans[1:])
+        return self._dispatch(chosen.plan, _inputs_of(riders), token, chosen.alternatives)
 
-    def _tell(self, riders: Sequence[Rider], answer: Answer) -> None:
+    def _tell(self, riders: Sequence[Rider], answer: Answer, chosen: Chosen, left_s: float) -> None:
         now_s = self._loop.time()
         if any(rider.token.gone or (rider.token.hard and now_s > rider.token.until_s) for rider in riders):
-            self._tell_each(riders, answer, now_s)
+            self._tell_each(riders, answer, now_s, chosen)
             return
         start = 0
-        for rider, trace_id in zip(riders, self.notes.answered(riders, answer, now_s), strict=True):
+        trace_ids = self.notes.answered(riders, answer, now_s, chosen)
+        for rider, trace_id in zip(riders, trace_ids, strict=True):
             stop = start + rider.n_rows
             rider.arrive(answer, start, stop, trace_id)
             start = stop
+        if chosen.then is not None:
+            chosen.then(trace_ids, _inputs_of(riders), answer, (perf_counter() - left_s) * 1e3)
 
-    def _tell_each(self, riders: Sequence[Rider], answer: Answer, now_s: float) -> None:
+    def _tell_each(self, riders: Sequence[Rider], answer: Answer, now_s: float, chosen: Chosen) -> None:
         """Some of them have gone, or been told that they are late, or the answer comes too late for them."""
         start = 0
         for rider in riders:
@@ -443,14 +459,19 @@ class Convoy:
             if rider.token.hard and now_s > rider.token.until_s:
                 self._refuse([rider], _late())
             elif not rider.token.gone:
-                (trace_id,) = self.notes.answered([rider], share_of(answer, start, stop), now_s)
+                (trace_id,) = self.notes.answered([rider], share_of(answer, start, stop), now_s, chosen)
                 rider.arrive(answer, start, stop, trace_id)
             start = stop
 
-    def _refuse(self, riders: Sequence[Rider], error: FenixError) -> None:
+    def _refuse(
+        self, riders: Sequence[Rider], error: FenixError, chosen: Chosen | None = None, left_s: float = 0.0
+    ) -> None:
+        """There is no answer; where they have left, `chosen` and `left_s` say by what plan, and when."""
         for rider in riders:
             rider.fail(error)
-        self.notes.failed(riders, error, self._loop.time())
+        self.notes.failed(riders, error, self._loop.time(), chosen)
+        if chosen is not None and chosen.then is not None:
+            chosen.then((), _inputs_of(riders), error, (perf_counter() - left_s) * 1e3)
 
     def _watch(self, group: _Group) -> None:
         """Fails the riders of a group that are late, now and whenever the next one will be."""
@@ -500,6 +521,14 @@ def _call_back_if_empty(group: _Group) -> None:
 def _may_be_one(riders: Sequence[Rider], error: FenixError) -> bool:
     """Whether the rows of one of several riders may be what the others fail for."""
     return len(riders) > 1 and isinstance(error, ExtensionRaised | ExtensionBroken | BadRequest)
+
+
+def _inputs_of(riders: Sequence[Rider]) -> Mapping[str, Array]:
+    """The rows of all of them, in their order."""
+    first = riders[0].inputs
+    if len(riders) == 1:
+        return first
+    return {name: np.concatenate([rider.inputs[name] for rider in riders]) for name in first}
 
 
 def _token_of(riders: Sequence[Rider]) -> Token:

@@ -11,6 +11,7 @@ import contextvars
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any, cast
 
 import orjson
@@ -20,6 +21,7 @@ from planner.batching import Batchers
 from planner.calls import Calls
 from planner.cards import Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue
+from planner.choosing import Chooser, FirstPlan
 from planner.convoys import MOST_ROWS, Convoy, Notes, Passenger, Unnoted
 from planner.direct import direct
 from planner.dispatch import Dispatcher
@@ -38,6 +40,10 @@ from planner.tokens import Token
 
 # Model, version, goal, terms, plans -> what takes down the outcomes of such requests.
 NotesFor = Callable[[str, str, str, Terms, PlanSet], Notes]
+# The extensions that plans must do without -> such plans; None where there is none.
+PlansWithout = Callable[[frozenset[ExtensionId]], PlanSet | None]
+# Goal (or the extension that was asked for by name), terms, plans, and how to get others -> who chooses among them.
+ChooserFor = Callable[[str, Terms, PlanSet, PlansWithout], Chooser]
 
 MOST_CONVOYS = 4_096
 _CONFIDENCE = ".confidence"
@@ -55,6 +61,7 @@ class _Target:
     objective: Objective
     goal: str = ""
     card: Card | None = None  # asked for by name: nothing to search
+    exact: bool = False  # by name and version: nothing to choose
     sureness: float = 1.0
 
 
@@ -67,11 +74,13 @@ class Engine:
         ready: Callable[[], bool] = lambda: True,
         encoder: Callable[[], Encoder] = TfidfEncoder,
         notes_for: NotesFor = lambda model, version, goal, terms, plans: Unnoted(),
+        chooser_for: ChooserFor = lambda goal, terms, plans, without: FirstPlan(plans),
     ) -> None:
         """`encoder` makes what sentences are compared with, on a thread when the first sentence comes. `notes_for`
         gives what takes down the outcomes of requests for a model (name, version, and the goal, if it is one) under
-        the same terms and plans."""
+        the same terms and plans, `chooser_for` what chooses among their plans."""
         self._notes_for = notes_for
+        self._chooser_for = chooser_for
         self._profiles = Profiles()
         self.placements = Placements()
         batchers = Batchers(calls, self._profiles.observe)
@@ -87,6 +96,8 @@ class Engine:
         self._encoder: Encoder | None = None
         self._analyser: asyncio.Task[Analyser] | None = None
         self._ready = ready
+        self._withheld: frozenset[ExtensionId] = frozenset()
+        self.generation = 0  # grows whenever requests that are alike may have to take another way than before
 
     @property
     def catalogue(self) -> Catalogue:
@@ -98,10 +109,24 @@ class Engine:
         await asyncio.to_thread(index_of, catalogue)
         self._catalogue = catalogue
         self._analyser = None
-        self._convoys = {}
+        self._make_anew()
         self.placed.keep_only(frozenset(catalogue.cards))
         self._profiles.keep_only(frozenset(catalogue.cards))
         self._dispatcher.competition.keep_only(frozenset(catalogue.cards))
+
+    def withhold(self, extensions: frozenset[ExtensionId]) -> None:
+        """These serve only whom a chooser sends to them; takes effect with the next request."""
+        if extensions != self._withheld:
+            self._withheld = extensions
+            self._make_anew()
+
+    def choose_anew(self) -> None:
+        """Makes new choosers, because what `chooser_for` goes by has changed; takes effect with the next request."""
+        self._make_anew()
+
+    def _make_anew(self) -> None:
+        self._convoys = {}
+        self.generation += 1
 
     def alternatives(self) -> set[tuple[ExtensionId, ...]]:
         """Extensions that requests use at present, each with those that could stand in for it."""
@@ -150,15 +175,21 @@ class Engine:
     async def _alone(self, route: Route, inputs: Mapping[str, Array], token: Token) -> Answer:
         """The answer for a request that does not travel with others."""
         notes, passenger = route.convoy.notes, Passenger(inputs, route.n_rows, token)
+        chosen = route.convoy.chooser.choose(1)
         loop = asyncio.get_running_loop()
+        began_s = perf_counter()
         try:
-            answer = await self._dispatch(route.plans.best, inputs, token, route.plans.plans[1:])
+            answer = await self._dispatch(chosen.plan, inputs, token, chosen.alternatives)
             if token.hard and loop.time() > token.until_s:
                 raise _came_late(route.terms)
         except FenixError as error:
-            notes.failed([passenger], error, loop.time())
+            notes.failed([passenger], error, loop.time(), chosen)
+            if chosen.then is not None:
+                chosen.then((), inputs, error, (perf_counter() - began_s) * 1e3)
             raise
-        (trace_id,) = notes.answered([passenger], answer, loop.time())
+        (trace_id,) = notes.answered([passenger], answer, loop.time(), chosen)
+        if chosen.then is not None:
+            chosen.then((trace_id,), inputs, answer, (perf_counter() - began_s) * 1e3)
         return replace(answer, trace_id=trace_id)
 
     def route(self, request: InferRequest) -> Route:
@@ -173,7 +204,8 @@ class Engine:
             names = [port.name for port in target.inputs]
             missing = next(name for name in names if name not in inputs)
             raise BadInput(f"input {missing!r} is missing.", hint=f"{target.model} takes {', '.join(names)}.")
-        plans = self._plan(target, inputs)
+        planning = self._planning(target, inputs)
+        plans = self._plan(target, planning)
         terms = target.terms
         shapes = tuple([(name, inputs[name].shape[1:]) for name in sorted(inputs)])
         # Plans of one step are made anew each time, and their only promise is to run that step.
@@ -184,9 +216,16 @@ class Engine:
             if len(self._convoys) >= MOST_CONVOYS:
                 del self._convoys[next(iter(self._convoys))]
             notes = self._notes_for(target.model, target.version, target.goal, terms, plans)
-            convoy = self._convoys[key] = Convoy(plans, self._dispatch, self.placed.at_once, notes)
+            chooser = self._chooser(target, plans, planning)
+            convoy = self._convoys[key] = Convoy(plans, self._dispatch, self.placed.at_once, notes, chooser)
         n_rows = len(next(iter(inputs.values())))
-        return Route(self._catalogue.epoch, target.model, target.version, terms, n_rows, plans, convoy)
+        return Route(self.generation, target.model, target.version, terms, n_rows, plans, convoy)
+
+    def _chooser(self, target: _Target, plans: PlanSet, planning: PlanRequest) -> Chooser:
+        if target.exact:
+            return FirstPlan(plans)
+        without = self._plans_without(target, planning)
+        return self._chooser_for(target.goal or target.model, target.terms, plans, without)
 
     def _dispatch(
         self, plan: Plan, inputs: Mapping[str, Array], token: Token, alternatives: Sequence[Plan]
@@ -199,25 +238,42 @@ class Engine:
         target = await self._target(request)
         if request.inputs:
             _check_inputs(request.inputs, target.inputs)
-        return Explanation(target.goal, target.sureness, self._plan(target, request.inputs))
+        return Explanation(target.goal, target.sureness, self._plan(target, self._planning(target, request.inputs)))
 
-    def _plan(self, target: _Target, inputs: Mapping[str, Array]) -> PlanSet:
+    def _planning(self, target: _Target, inputs: Mapping[str, Array]) -> PlanRequest:
         ports = tuple(port for port in target.inputs if port.name in inputs) if inputs else target.inputs
-        n_rows = len(next(iter(inputs.values()))) if inputs else 1
-        if target.card is not None:
-            return direct(target.card, target.terms, n_rows, _kilo(inputs, ports), self._catalogue.epoch)
-        return self._plans.get_or_plan(
-            PlanRequest(
-                inputs=ports,
-                wanted=target.wanted,
-                terms=target.terms,
-                objective=target.objective,
-                n_rows=n_rows,
-                kilo=_kilo(inputs, ports),
-                goal=target.goal,
-            ),
-            self._catalogue,
+        return PlanRequest(
+            inputs=ports,
+            wanted=target.wanted,
+            terms=target.terms,
+            objective=target.objective,
+            n_rows=len(next(iter(inputs.values()))) if inputs else 1,
+            kilo=_kilo(inputs, ports),
+            goal=target.goal,
+            avoid=self._withheld,
         )
+
+    def _plan(self, target: _Target, request: PlanRequest) -> PlanSet:
+        if target.card is not None:
+            return direct(target.card, target.terms, request.n_rows, request.kilo, self._catalogue.epoch)
+        return self._plans.get_or_plan(request, self._catalogue)
+
+    def _plans_without(self, target: _Target, request: PlanRequest) -> PlansWithout:
+        """What else could be planned for such requests, by the catalogue as it is when that is asked."""
+
+        def without(avoid: frozenset[ExtensionId]) -> PlanSet | None:
+            wanted = target
+            if target.card is not None and target.card.id in avoid:
+                others = [card for card in self._catalogue.versions(target.card.name) if card.id not in avoid]
+                if not others:
+                    return None
+                wanted = replace(target, card=others[-1])
+            try:
+                return self._plan(wanted, replace(request, avoid=avoid))
+            except NoPlan:
+                return None
+
+        return without
 
     async def _target(self, request: InferRequest) -> _Target:
         if request.model:
@@ -256,8 +312,9 @@ class Engine:
         if request.version and version not in ("", request.version):
             raise NotFound(f"extension {request.model!r} is asked for in version {request.version!r}.")
         version = version or request.version
+        shown = [] if version else [one for one in self._catalogue.versions(name) if one.id not in self._withheld]
         try:
-            card = self._catalogue.card(f"{name}@{version}" if version else name)
+            card = shown[0] if len(shown) == 1 else self._catalogue.card(f"{name}@{version}" if version else name)
         except NotFound as error:
             if self._catalogue.versions(name):
                 raise
@@ -271,6 +328,7 @@ class Engine:
             terms=Terms.parse(request.terms),
             objective=Objective(),
             card=card,
+            exact=bool(version),
         )
 
     def _wanted_target(self, request: InferRequest) -> _Target:

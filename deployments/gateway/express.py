@@ -184,7 +184,7 @@ class Express:
                     return None
             key = tuple(said)
             kind = self._kinds.get(key)
-            if kind is None or kind.route.epoch != self._engine.catalogue.epoch:
+            if kind is None or kind.route.generation != self._engine.generation:
                 kind = self._kind(key, target, body)
                 if kind is None:
                     return None

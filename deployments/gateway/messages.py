@@ -65,7 +65,7 @@ class Explanation:
 class Route:
     """Where requests of one kind go: same model, features, shapes and terms, planned on one epoch of the catalogue."""
 
-    epoch: int
+    generation: int  # of the engine; made anew when that has grown
     model: str
     version: str
     terms: Terms
@@ -76,6 +76,10 @@ class Route:
 
 class Engine(Protocol):
     """What the wires need. Every method raises FenixError subclasses only."""
+
+    @property
+    def generation(self) -> int:
+        """Routes that are older than this have to be asked for anew."""
 
     @property
     def catalogue(self) -> Catalogue:

@@ -17,6 +17,7 @@ import numpy as np
 from deployments.gateway.recorder import Recorder
 from lineage.outcomes import Setting
 from planner.cards import ExtensionId
+from planner.choosing import Chosen
 from planner.convoys import Rider
 from planner.errors import FenixError
 from planner.features import Array
@@ -84,19 +85,19 @@ class JournalNotes:
         self._sample_share = sample_share
         self._chance = chance
         self._settings: dict[object, Setting] = {}
-        self._last: tuple[str, frozenset[str], list[ExtensionId], Setting] | None = None  # most are like the last
+        self._last: tuple[Chosen, str, frozenset[str], list[ExtensionId], Setting] | None = None  # most are like it
 
-    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float) -> Sequence[str]:
+    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float, chosen: Chosen) -> Sequence[str]:
         """See `planner.convoys.Notes`. Never raises: an answer that is there must not fail for its note."""
         run, n = self._recorder.run, len(riders)
         first = self._recorder.next(n)
         try:
-            self._note(riders, answer, now_s, first)
+            self._note(riders, answer, now_s, first, chosen)
         except Exception:
             _log.exception("%d outcomes were not recorded", n)
         return [f"{run}{number:012x}" for number in range(first, first + n)]
 
-    def _note(self, riders: Sequence[Rider], answer: Answer, now_s: float, first: int) -> None:
+    def _note(self, riders: Sequence[Rider], answer: Answer, now_s: float, first: int, chosen: Chosen) -> None:
         n = len(riders)
         n_rows = [rider.n_rows for rider in riders]
         ran, times = [], []
@@ -111,7 +112,7 @@ class JournalNotes:
             if rows.confidence is not None:
                 sure = rows.confidence if sure is None else np.minimum(sure, rows.confidence)
         self._recorder.add(
-            self._setting_of(answer, ran),
+            self._setting_of(answer, ran, chosen),
             first,
             time(),
             [(now_s - rider.token.came_s) * 1e3 for rider in riders],
@@ -122,12 +123,15 @@ class JournalNotes:
             _inputs_of(riders) if self._sample_share and self._chance() < self._sample_share else None,
         )
 
-    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float) -> None:
+    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float, chosen: Chosen | None = None) -> None:
         """See `planner.convoys.Notes`."""
         there = [rider for rider in riders if not rider.token.gone]
         if there:
             kind = type(error).__name__
-            setting = self._settings.get(kind) or self._keep(kind, plan=self._plan, error=kind)
+            plan = self._plan if chosen is None else chosen.plan.id
+            considered = () if chosen is None else chosen.considered
+            key = (kind, plan, considered)
+            setting = self._settings.get(key) or self._keep(key, plan=plan, error=kind, considered=considered)
             self._recorder.add(
                 setting,
                 self._recorder.next(len(there)),
@@ -137,13 +141,20 @@ class JournalNotes:
                 [math.nan] * len(there),
             )
 
-    def _setting_of(self, answer: Answer, ran: list[ExtensionId]) -> Setting:
+    def _setting_of(self, answer: Answer, ran: list[ExtensionId], chosen: Chosen) -> Setting:
         plan, flags, last = answer.plan.id, answer.flags, self._last
-        if last is not None and last[0] == plan and last[1] == flags and last[2] == ran:
-            return last[3]
-        key = (plan, flags, tuple(ran))
-        setting = self._settings.get(key) or self._keep(key, plan=plan, steps=_ran(answer.steps), flags=flags)
-        self._last = plan, flags, ran, setting
+        if last is not None and last[0] is chosen and last[1] == plan and last[2] == flags and last[3] == ran:
+            return last[4]
+        key = (plan, flags, tuple(ran), chosen.plan.id, chosen.considered)
+        setting = self._settings.get(key) or self._keep(
+            key,
+            plan=plan,
+            steps=_ran(answer.steps),
+            flags=flags,
+            considered=chosen.considered,
+            chosen="" if chosen.plan.id == plan else chosen.plan.id,
+        )
+        self._last = chosen, plan, flags, ran, setting
         return setting
 
     def _keep(self, key: object, **more: Any) -> Setting:

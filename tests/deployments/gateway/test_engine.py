@@ -2,21 +2,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deployments.gateway.engine import Engine
+from deployments.gateway.engine import Engine, PlansWithout
 from deployments.gateway.messages import InferAnswer, InferRequest
 from planner.calls import LocalCalls
 from planner.cards import Accuracy, Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue
-from planner.errors import BadInput, BadRequest, BadTerms, NoPlan, NotFound, StepFailed, TermsUnmet, Unsure
+from planner.choosing import Chosen
+from planner.errors import BadInput, BadRequest, BadTerms, FenixError, NoPlan, NotFound, StepFailed, TermsUnmet, Unsure
 from planner.features import Array, Feature, Port, Rows
 from planner.goals import Goal, Terms
 from planner.intent import Encoder, TfidfEncoder
+from planner.plans import Answer, PlanSet
 
 NUMBER, DOUBLE = Feature("number/plain", "FP32"), Feature("number/double", "FP32")
 TEXT, WORDS = Feature("text", "BYTES"), Feature("count/words", "INT64")
@@ -275,3 +277,97 @@ def test_the_engine_counts_the_runs_of_chains_once_per_group_of_requests() -> No
         return counted
 
     assert asyncio.run(scenario()) == [(("exact@1", "half@1"), 2)]
+
+
+class Alternating:
+    """Takes the plans in turn, and hears what becomes of them."""
+
+    def __init__(self, plans: PlanSet, without: PlansWithout) -> None:
+        self.usual, self.without = plans.best, without
+        self.plans = plans.plans
+        self.heard: list[tuple[int, list[float], str]] = []
+        self._next = 0
+
+    def choose(self, n_requests: int) -> Chosen:
+        plan = self.plans[self._next % len(self.plans)]
+        self._next += 1
+        others = tuple(one for one in self.plans if one is not plan)
+        return Chosen(plan, others, tuple((one.id, 1 / len(self.plans)) for one in self.plans), self._hear)
+
+    def _hear(
+        self, trace_ids: Sequence[str], inputs: Mapping[str, Array], came: Answer | FenixError, took_ms: float
+    ) -> None:
+        assert took_ms >= 0.0
+        self.heard.append((len(trace_ids), inputs["x"].tolist(), type(came).__name__))
+
+
+def with_choosers(scenario: Any, work: Mapping[str, Any] = WORK) -> None:
+    async def run() -> None:
+        choosers: list[Alternating] = []
+
+        def chooser_for(goal: str, terms: Terms, plans: PlanSet, without: PlansWithout) -> Alternating:
+            choosers.append(Alternating(plans, without))
+            return choosers[-1]
+
+        calls = LocalCalls({ExtensionId(id_): function for id_, function in work.items()})
+        engine = Engine(calls, chooser_for=chooser_for)
+        await engine.follow(Catalogue.of(CARDS, GOALS))
+        await scenario(engine, choosers)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("detailed", [False, True])
+def test_the_chooser_says_which_plan_runs_and_hears_what_became_of_it(detailed: bool) -> None:
+    async def scenario(engine: Engine, choosers: list[Alternating]) -> None:
+        plans = [
+            str((await engine.infer(InferRequest(model="double", inputs=X, detailed=detailed))).parameters["plan"])
+            for _ in range(4)
+        ]
+        (chooser,) = choosers
+        assert plans[:2] == plans[2:]
+        assert plans[0] != plans[1]
+        assert chooser.heard == [(1, [1.0, 2.0], "Answer")] * 4
+
+    with_choosers(scenario)
+
+
+@pytest.mark.parametrize("detailed", [False, True])
+def test_the_chooser_hears_of_what_failed_too(detailed: bool) -> None:
+    def broken(rows: dict[str, Array]) -> Mapping[str, Rows]:
+        raise ValueError("no")
+
+    async def scenario(engine: Engine, choosers: list[Alternating]) -> None:
+        with pytest.raises(StepFailed):
+            await engine.infer(InferRequest(model="double", inputs=X, detailed=detailed))
+        (heard,) = choosers[0].heard
+        assert heard[:2] == (0, [1.0, 2.0])
+
+    with_choosers(scenario, {**WORK, "exact@1": broken, "rough@1": broken})
+
+
+def test_what_is_withheld_serves_only_whom_a_chooser_sends_there() -> None:
+    async def scenario(engine: Engine, choosers: list[Alternating]) -> None:
+        before = engine.generation
+        engine.withhold(frozenset({ExtensionId("exact@1"), ExtensionId("words@2")}))
+        assert engine.generation == before + 1
+        with pytest.raises(NoPlan):
+            await engine.infer(InferRequest(model="double", inputs=X, terms={"min_accuracy": 0.95}))
+        answer = await engine.infer(InferRequest(model="double", inputs=X))
+        assert answer.plan.extensions() == ("rough@1",)
+        other = choosers[-1].without(frozenset({ExtensionId("rough@1")}))
+        assert other is not None
+        assert other.best.extensions() == ("exact@1",)
+        assert choosers[-1].without(frozenset({ExtensionId("rough@1"), ExtensionId("exact@1")})) is None
+        # A bare name means the version that is left; with its version anything can be asked for.
+        assert (await engine.infer(InferRequest(model="words", inputs=A_TEXT))).version == "1"
+        words = choosers[-1].without(frozenset({ExtensionId("words@1")}))
+        assert words is not None
+        assert words.best.extensions() == ("words@2",)
+        n = len(choosers)
+        assert (await engine.infer(InferRequest(model="words", version="2", inputs=A_TEXT))).version == "2"
+        assert len(choosers) == n
+        engine.withhold(frozenset())
+        assert (await engine.infer(InferRequest(model="double", inputs=X, terms={"min_accuracy": 0.95}))).plan
+
+    with_choosers(scenario)

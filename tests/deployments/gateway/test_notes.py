@@ -19,8 +19,10 @@ from lineage.outcomes import Outcome, split_trace_id
 from planner.calls import LocalCalls
 from planner.cards import ExtensionId
 from planner.catalogue import Catalogue
+from planner.choosing import Chosen
 from planner.errors import DeadlineExceeded, ExtensionRaised
 from planner.features import Array, Rows
+from planner.plans import PlanSet
 from tests.deployments.gateway.test_engine import CARDS, GOALS, WORK
 
 
@@ -49,7 +51,7 @@ class Kept:
         return found
 
 
-def kept(scenario: Any, work: Mapping[str, Any] = WORK, sample_share: float = 0.0) -> None:
+def kept(scenario: Any, work: Mapping[str, Any] = WORK, sample_share: float = 0.0, **more: Any) -> None:
     async def run() -> None:
         chunks: list[Chunk] = []
 
@@ -60,7 +62,7 @@ def kept(scenario: Any, work: Mapping[str, Any] = WORK, sample_share: float = 0.
         recorder.start()
         book = NoteBook(recorder, sample_share, Random(1))
         calls = LocalCalls({ExtensionId(id_): function for id_, function in work.items()})
-        engine = Engine(calls, notes_for=book.notes_for)
+        engine = Engine(calls, notes_for=book.notes_for, **more)
         await engine.follow(Catalogue.of(CARDS, GOALS))
         try:
             await scenario(Kept(engine, recorder, chunks))
@@ -185,3 +187,22 @@ def test_requests_that_differ_in_their_purpose_are_not_mixed_up() -> None:
             assert (await kept.outcome(answer)).setting.purpose == text
 
     kept(scenario)
+
+
+def test_what_could_have_been_chosen_is_noted_with_its_probabilities() -> None:
+    class Second:
+        def __init__(self, plans: PlanSet) -> None:
+            self.usual = plans.best
+            self.chosen = Chosen(plans.plans[1], (plans.best,), ((plans.best.id, 0.75), (plans.plans[1].id, 0.25)))
+
+        def choose(self, n_requests: int) -> Chosen:
+            return self.chosen
+
+    async def scenario(kept: Kept) -> None:
+        answer = await kept.ask(1)
+        setting = (await kept.outcome(answer)).setting
+        assert setting.plan == answer.plan.id
+        assert len(setting.considered) == 2
+        assert setting.propensity == 0.25
+
+    kept(scenario, chooser_for=lambda goal, terms, plans, without: Second(plans))
