@@ -1,7 +1,8 @@
 """The ledger: the actor that keeps the journal. Gateways bring it their outcomes, clients their feedback, and learners
-read from it what became of what.
+follow it here, on a thread of their own (`lineage/learners.py`).
 
-It holds nothing that is not in the database, so it may die at any time: gateways keep what they could not bring.
+It holds nothing that is not in the database, so it may die at any time: gateways keep what they could not bring, and
+learners hear again what they heard since they were last saved.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from lineage.columns import BrokenChunk
 from lineage.database import open_database
 from lineage.feedback import Feedback
 from lineage.journal import Given, JournalFigures, JournalStore, Page
+from lineage.learners import Follower, Learner
 from lineage.outcomes import Outcome
-from planner.errors import BodyTooLarge, FenixError, Overloaded, StoreUnavailable
+from planner.errors import BodyTooLarge, FenixError, NotFound, Overloaded, StoreUnavailable
 
 ACTOR_NAME = "fenix-ledger"
 MOST_ITEMS = 50_000  # of feedback in one call
@@ -48,18 +50,23 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         *,
         timeout_s: float = 20.0,
+        learners: Sequence[Learner] = (),
     ) -> None:
-        """Outcomes and feedback are forgotten after `keep_s`, None: never. `clock` is since 1970."""
+        """Outcomes and feedback are forgotten after `keep_s`, None: never. `clock` is since 1970. Asks the database
+        where the learners were, so not on an event loop; raises StoreUnavailable."""
         self._store = store
         self._keep_s = keep_s
         self._clock = clock
         self._timeout_s = timeout_s
-        # Outcomes do not wait behind feedback in bulk, nor those who ask behind either.
+        # Outcomes do not wait behind feedback in bulk, nor those who ask behind either, nor anybody behind a learner.
         self._appending = ThreadPoolExecutor(1, "ledger-append")
         self._taking = ThreadPoolExecutor(1, "ledger-feedback")
         self._asking = ThreadPoolExecutor(2, "ledger-ask")
+        self._learned = ThreadPoolExecutor(2, "ledger-learned")
         self._sweeping = ThreadPoolExecutor(1, "ledger-sweep")
         self._waiting = 0
+        self._follower = Follower(store, learners, clock)
+        self._follower.wake()  # there may be news that they did not hear before they ended
 
     async def append(self, run: str, chunks: Sequence[bytes]) -> None:
         """Takes encoded chunks of a gateway's run; when this returns they are durable. Those that are damaged are left
@@ -74,7 +81,7 @@ class Ledger:
         """See `JournalStore.give`. Raises BodyTooLarge for more than `MOST_ITEMS`."""
         if len(items) > MOST_ITEMS:
             raise BodyTooLarge(f"{len(items)} pieces of feedback at once.", hint=f"Give at most {MOST_ITEMS}.")
-        return await self._on(self._taking, self._store.give, items, self._clock(), source)
+        return await self._on(self._taking, self._give, items, source)
 
     async def joined(self, since_id: int = 0, limit: int = 1_000, since_s: float | None = None) -> Page:
         """See `JournalStore.joined`. At most `MOST_JOINED` at once, whatever the limit."""
@@ -83,6 +90,10 @@ class Ledger:
     async def figures(self) -> JournalFigures:
         """See `JournalStore.figures`."""
         return await self._on(self._asking, self._store.figures)
+
+    async def learned(self, name: str, question: str, *arguments: Any) -> Any:
+        """What a learner answers. Raises NotFound for an unknown learner, and what the learner raises."""
+        return await self._on(self._learned, self._answer, name, question, arguments)
 
     async def sweep(self) -> tuple[int, int]:
         """Forgets what is old; returns how many chunks and how much feedback. Not bounded in time."""
@@ -103,9 +114,10 @@ class Ledger:
             await asyncio.sleep(pause_s)
 
     def close(self) -> None:
-        """Ends the threads, once what they do is done, and closes the store."""
-        for pool in (self._appending, self._taking, self._asking, self._sweeping):
+        """Ends the threads, once what they do is done, saves the learners and closes the store."""
+        for pool in (self._appending, self._taking, self._asking, self._learned, self._sweeping):
             pool.shutdown(cancel_futures=True)
+        self._follower.close()
         self._store.close()
 
     def _append(self, run: str, chunks: list[bytes]) -> None:
@@ -115,6 +127,19 @@ class Ledger:
             whole = [chunk for chunk in chunks if _is_of(run, chunk)]
             _log.error("%d chunks of run %s are damaged and were left out", len(chunks) - len(whole), run)
             self._store.append(run, whole)
+        self._follower.wake()
+
+    def _give(self, items: Sequence[Feedback], source: str) -> Given:
+        try:
+            return self._store.give(items, self._clock(), source)
+        finally:
+            self._follower.wake()
+
+    def _answer(self, name: str, question: str, arguments: tuple[Any, ...]) -> Any:
+        if name not in self._follower.names:
+            known = f"There are: {', '.join(sorted(self._follower.names))}." if self._follower.names else ""
+            raise NotFound(f"nothing named {name[:40]!r} learns from the journal.", hint=known)
+        return self._follower.answer(name, question, arguments)
 
     async def _on(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
         if self._waiting >= MOST_WAITING:
@@ -178,11 +203,16 @@ class LedgerActor:
             return StoreUnavailable(f"the journal failed ({type(error).__name__}: {error}).", hint="Do it again.")
 
 
-_METHODS = frozenset({"append", "find", "feedback", "joined", "figures"})
+_METHODS = frozenset({"append", "find", "feedback", "joined", "figures", "learned"})
 
 
 def _opened(database_url: str, keep_s: float | None) -> Ledger:
-    return Ledger(JournalStore(open_database(database_url)), keep_s)
+    return Ledger(JournalStore(open_database(database_url)), keep_s, learners=_learners())
+
+
+def _learners() -> list[Learner]:
+    """All that learn from the journal."""
+    return []
 
 
 def start_ledger(database_url: str, keep_s: float | None = None) -> None:
@@ -221,6 +251,10 @@ class LedgerClient:
         """See `Ledger.figures`."""
         figures: JournalFigures = await self._call("figures")
         return figures
+
+    async def learned(self, name: str, question: str, *arguments: Any) -> Any:
+        """See `Ledger.learned`."""
+        return await self._call("learned", name, question, *arguments)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         reply = await self._actor.call("call", method, arguments, timeout_s=self._timeout_s)

@@ -6,6 +6,7 @@ columns.py   the outputs and inputs in a chunk
 feedback.py  what somebody says of an answer, and how it is held against it
 bulk.py      feedback from CSV and Parquet
 journal.py   outcomes and feedback in SQL
+learners.py  what follows the journal, and how it is read to them
 quality/     how well versions and plans do, from outcomes
 models.py    model versions in MLflow: register, resolve, list, fetch; the one module that knows MLflow
 database.py  the one module that knows SQL engines

@@ -1,7 +1,8 @@
 """The journal in SQL: chunks of outcomes as gateways wrote them, and the feedback that was given on them.
 
-Chunks are blobs that are found by the range of their numbers; feedback has a row each, and a number that increases with
-every write, so that a reader can go on where it was. What was acknowledged is durable.
+Chunks are blobs that are found by the range of their numbers; feedback has a row each. Both also have a number in the
+order of the commits, so that a reader can go on where it was; `learners.py` follows the journal by it. What was
+acknowledged is durable.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    CompoundSelect,
     Connection,
     Engine,
     Float,
@@ -27,6 +29,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     RowMapping,
+    Select,
     String,
     Table,
     bindparam,
@@ -35,6 +38,7 @@ from sqlalchemy import (
     insert,
     select,
     tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -52,6 +56,7 @@ MOST_TOLD = 100  # refusals that are told in full; the others are counted
 OVERLAP = 64  # chunks of a run whose ranges may overlap; the gateway's do not
 MOST_DECODED_BYTES = 64 << 20
 PAGE_CHUNKS = 8
+PAGE_FEEDBACK = 1_000
 FORGET_CHUNKS, FORGET_ROWS = 50, 5_000  # in one transaction
 
 _log = logging.getLogger("fenix.journal")
@@ -67,6 +72,7 @@ _CHUNKS = Table(
     Column("to_s", Float(53), nullable=False),
     Column("n_requests", Integer, nullable=False),
     Column("n_bytes", Integer, nullable=False),
+    Column("number", BigInteger, nullable=False, unique=True),  # in the order of the commits
     Column("body", LargeBinary, nullable=False),  # last: SQLite then counts the rows without reading it
     Index("journal_chunks_from", "from_s", "run", "first_seq"),
     Index("journal_chunks_to", "to_s"),
@@ -83,7 +89,33 @@ _FEEDBACK = Table(
     Column("received_s", Float(53), nullable=False),
     Column("user", String(256), nullable=False),
     Column("source", String(64), nullable=False),
+    Column("before", JSON(none_as_null=True)),  # the value that this one replaced
     Index("feedback_received", "received_s"),
+)
+# Feedback that was changed, as it was: a reader that goes on where it was has heard every value that is replaced.
+_REPLACED = Table(
+    "feedback_replaced",
+    _METADATA,
+    Column("trace_id", String(32), nullable=False),
+    Column("output", String(256), nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("value", JSON, nullable=False),
+    Column("about_s", Float(53)),
+    Column("received_s", Float(53), nullable=False),
+    Column("user", String(256), nullable=False),
+    Column("source", String(64), nullable=False),
+    Column("before", JSON(none_as_null=True)),
+    Index("feedback_replaced_received", "received_s"),
+)
+_LEARNERS = Table(
+    "journal_learners",
+    _METADATA,
+    Column("name", String(64), primary_key=True),
+    Column("chunk_number", BigInteger, nullable=False),
+    Column("feedback_number", BigInteger, nullable=False),
+    Column("saved_s", Float(53), nullable=False),
+    Column("state", LargeBinary, nullable=False),
 )
 _COUNTERS = Table(
     "journal_counters", _METADATA, Column("name", String(32), primary_key=True), Column("value", BigInteger)
@@ -115,11 +147,15 @@ class Given:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Joined:
-    """An outcome with feedback on it, and when that was received, since 1970."""
+    """An outcome with feedback on it, and when that was received, since 1970.
+
+    `before` is what was said before of the same output, where this replaces it, else None.
+    """
 
     outcome: Outcome
     feedback: Feedback
     received_s: float
+    before: Feedback | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +164,25 @@ class Page:
 
     items: tuple[Joined, ...]
     next_id: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkPage:
+    """Chunks in the order of their commits. Go on with `next_number`; while it is what was asked for, there is no
+    more."""
+
+    chunks: tuple[Chunk, ...]
+    next_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a learner knew, all chunks and feedback up to these numbers, and when that was saved, since 1970."""
+
+    state: bytes
+    chunk_number: int
+    feedback_number: int
+    saved_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +206,8 @@ class JournalStore:
         self._decoded = _DecodedChunks(MOST_DECODED_BYTES)
         with self._transaction() as connection:
             _METADATA.create_all(connection)
-            connection.execute(_ignoring(connection, _COUNTERS), [{"name": "feedback", "value": 0}])
+            counters = [{"name": "feedback", "value": 0}, {"name": "chunks", "value": 0}]
+            connection.execute(_ignoring(connection, _COUNTERS), counters)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -181,7 +237,9 @@ class JournalStore:
             )
         if rows:
             with self._transaction() as connection:
-                connection.execute(_ignoring(connection, _CHUNKS), rows)
+                first = _numbers(connection, "chunks", len(rows))
+                numbered = [{**row, "number": number} for number, row in enumerate(rows, first)]
+                connection.execute(_ignoring(connection, _CHUNKS), numbered)
 
     def find(self, trace_id: str) -> Outcome | None:
         """What became of a request; None when the journal does not know it."""
@@ -220,14 +278,51 @@ class JournalStore:
         wanted = select(_FEEDBACK).where(_FEEDBACK.c.id > since_id).order_by(_FEEDBACK.c.id).limit(limit)
         if since_s is not None:
             wanted = wanted.where(_FEEDBACK.c.received_s >= since_s)
+        return self._page(wanted, since_id)
+
+    def feedback_after(self, number: int, limit: int = PAGE_FEEDBACK) -> Page:
+        """As `joined`, for readers that go on where they were: what was changed since comes too as it was, each value
+        in the order of its writing."""
+        every = union_all(*[select(table).where(table.c.id > number) for table in (_FEEDBACK, _REPLACED)])
+        return self._page(every.order_by(every.selected_columns.id).limit(limit), number)
+
+    def chunks_after(self, number: int, limit: int = PAGE_CHUNKS) -> ChunkPage:
+        """Chunks that were committed after the one of this number, in the order of their commits. Looks at no more than
+        `limit`; damaged ones are passed over, with a word in the log."""
+        wanted = (
+            select(_CHUNKS.c.number, _CHUNKS.c.run, _CHUNKS.c.first_seq)
+            .where(_CHUNKS.c.number > number)
+            .order_by(_CHUNKS.c.number)
+            .limit(limit)
+        )
+        found = []
         with self._transaction() as connection:
-            rows = connection.execute(wanted).mappings().all()
-            found = self._outcomes(connection, [row["trace_id"] for row in rows])
-        items = []
-        for row, outcome in zip(rows, found, strict=True):
-            if isinstance(outcome, Outcome):
-                items.append(Joined(outcome, _feedback_of(row), row["received_s"]))
-        return Page(tuple(items), rows[-1]["id"] if rows else since_id)
+            rows = connection.execute(wanted).all()
+            for _, run, first_seq in rows:
+                chunk = self._decoded.get((run, first_seq))
+                if chunk is None:
+                    try:
+                        chunk = self._decode(connection, run, first_seq)
+                    except StoreUnavailable as error:  # the chunk is damaged
+                        _log.error("%s", error.message)
+                if chunk is not None:
+                    found.append(chunk)
+        return ChunkPage(tuple(found), rows[-1].number if rows else number)
+
+    def place(self, learner: str) -> Place | None:
+        """What was last saved of a learner; None when nothing was."""
+        columns = [_LEARNERS.c[f.name] for f in fields(Place)]
+        with self._transaction() as connection:
+            row = connection.execute(select(*columns).where(_LEARNERS.c.name == learner)).one_or_none()
+        return None if row is None else Place(bytes(row.state), row.chunk_number, row.feedback_number, row.saved_s)
+
+    def save_place(self, learner: str, place: Place) -> None:
+        """Replaces what was saved of a learner, all at once. When this returns it is durable."""
+        values = {f.name: getattr(place, f.name) for f in fields(Place)}
+        with self._transaction() as connection:
+            changed = connection.execute(update(_LEARNERS).where(_LEARNERS.c.name == learner).values(values))
+            if not changed.rowcount:
+                connection.execute(insert(_LEARNERS), [{"name": learner, **values}])
 
     def outcomes(self, from_s: float, to_s: float) -> Iterator[Chunk]:
         """All chunks with requests that were answered from `from_s` until before `to_s`, by their beginnings. One that
@@ -258,10 +353,9 @@ class JournalStore:
     def forget(self, before_s: float) -> tuple[int, int]:
         """Drops chunks that ended, and feedback that was received, before `before_s`; returns how many of each. In
         many small transactions, so that others get their turn."""
-        return (
-            self._forget(_CHUNKS, _CHUNKS.c.to_s, before_s, FORGET_CHUNKS),
-            self._forget(_FEEDBACK, _FEEDBACK.c.received_s, before_s, FORGET_ROWS),
-        )
+        n_chunks = self._forget(_CHUNKS, _CHUNKS.c.to_s, before_s, FORGET_CHUNKS)
+        self._forget(_REPLACED, _REPLACED.c.received_s, before_s, FORGET_ROWS)
+        return n_chunks, self._forget(_FEEDBACK, _FEEDBACK.c.received_s, before_s, FORGET_ROWS)
 
     def figures(self) -> JournalFigures:
         """How much there is."""
@@ -299,29 +393,43 @@ class JournalStore:
         changed: dict[tuple[str, str, str], dict[str, Any]] = {}
         n_changed = 0
         with self._transaction() as connection:
-            # First of all: it locks out other writers, so that the numbers are in the order of the commits.
-            counter = _COUNTERS.c.name == "feedback"
-            connection.execute(update(_COUNTERS).where(counter).values(value=_COUNTERS.c.value + len(rows)))
-            last_id = connection.execute(select(_COUNTERS.c.value).where(counter)).scalar_one()
-            known = self._known(connection, {row["trace_id"] for row in rows})
-            for id_, row in enumerate(rows, last_id - len(rows) + 1):
-                key = row["trace_id"], row["output"], row["kind"]
+            first = _numbers(connection, "feedback", len(rows))
+            stored = self._stored(connection, {row["trace_id"] for row in rows})
+            known = {key: row["value"] for key, row in stored.items()}
+            for id_, row in enumerate(rows, first):
+                key = _key_of(row)
                 if key not in known:
-                    new[key] = {**row, "id": id_}
+                    new[key] = {**row, "id": id_, "before": None}
                 elif known[key] != row["value"]:
                     n_changed += 1
-                    (new if key in new else changed)[key] = {**row, "id": id_}
+                    if key in new:
+                        new[key] = {**row, "id": id_, "before": None}
+                    else:
+                        changed[key] = {**row, "id": id_, "before": stored[key]["value"]}
                 known[key] = row["value"]
             if new:
                 connection.execute(insert(_FEEDBACK), list(new.values()))
             if changed:
+                connection.execute(insert(_REPLACED), [stored[key] for key in changed])
                 connection.execute(_CHANGE, [_as_change(row) for row in changed.values()])
         return len(new), len(rows) - len(new) - n_changed, n_changed
 
-    def _known(self, connection: Connection, trace_ids: Iterable[str]) -> dict[tuple[str, str, str], Any]:
-        wanted = select(_FEEDBACK.c.trace_id, _FEEDBACK.c.output, _FEEDBACK.c.kind, _FEEDBACK.c.value)
-        rows = connection.execute(wanted.where(_FEEDBACK.c.trace_id.in_(sorted(trace_ids))))
-        return {(trace_id, output, kind): value for trace_id, output, kind, value in rows}
+    def _stored(self, connection: Connection, trace_ids: Iterable[str]) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """All feedback on these requests."""
+        wanted = select(_FEEDBACK).where(_FEEDBACK.c.trace_id.in_(sorted(trace_ids)))
+        rows = [dict(row) for row in connection.execute(wanted).mappings()]
+        return {_key_of(row): row for row in rows}
+
+    def _page(self, wanted: Select[Any] | CompoundSelect[Any], since_id: int) -> Page:
+        """The feedback that is wanted, with its outcomes."""
+        with self._transaction() as connection:
+            rows = connection.execute(wanted).mappings().all()
+            found = self._outcomes(connection, [row["trace_id"] for row in rows])
+        items = []
+        for row, outcome in zip(rows, found, strict=True):
+            if isinstance(outcome, Outcome):
+                items.append(Joined(outcome, _feedback_of(row, row["value"]), row["received_s"], _before_of(row)))
+        return Page(tuple(items), rows[-1]["id"] if rows else since_id)
 
     def _outcomes(self, connection: Connection, trace_ids: Sequence[str]) -> list[Outcome | FenixError]:
         """The outcome of each request, or why it cannot be had. They are looked up in the order of their numbers, so
@@ -415,11 +523,25 @@ class _DecodedChunks:
                 self._n_bytes -= self._kept.popitem(last=False)[1].n_bytes
 
 
+def _numbers(connection: Connection, counter: str, n: int) -> int:
+    """The first of `n` new numbers. To be asked for first of all in a transaction: it locks out other writers, so that
+    the numbers are in the order of the commits."""
+    this = _COUNTERS.c.name == counter
+    connection.execute(update(_COUNTERS).where(this).values(value=_COUNTERS.c.value + n))
+    last: int = connection.execute(select(_COUNTERS.c.value).where(this)).scalar_one()
+    return last - n + 1
+
+
+def _key_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["trace_id"], row["output"], row["kind"]
+
+
 _KEY = ("trace_id", "output", "kind")
+_CHANGING = ("id", "value", "about_s", "received_s", "user", "source", "before")
 _CHANGE = (
     update(_FEEDBACK)
     .where(*(_FEEDBACK.c[name] == bindparam(f"old_{name}") for name in _KEY))
-    .values({name: bindparam(f"new_{name}") for name in ("id", "value", "about_s", "received_s", "user", "source")})
+    .values({name: bindparam(f"new_{name}") for name in _CHANGING})
 )
 
 
@@ -441,8 +563,11 @@ def _row_of(item: Feedback, output: str, now_s: float, source: str) -> dict[str,
     }
 
 
-def _feedback_of(row: RowMapping) -> Feedback:
-    value = row["value"]
+def _before_of(row: RowMapping) -> Feedback | None:
+    return None if row["before"] is None else _feedback_of(row, row["before"])
+
+
+def _feedback_of(row: RowMapping, value: Any) -> Feedback:
     truth, rating = (None, float(value)) if row["kind"] == "rating" else (value, None)
     if isinstance(truth, list):
         truth = tuple(truth)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from deployments.gateway.recorder import Recorder, Recording
 from deployments.ledger import MOST_ITEMS, MOST_WAITING, Ledger, LedgerActor
+from lineage.chunks import Chunk
 from lineage.database import open_database
 from lineage.errors import RequestNotFound
 from lineage.feedback import Feedback
 from lineage.journal import JournalStore
+from lineage.learners import Learner
 from lineage.outcomes import Outcome, Setting
-from planner.errors import BodyTooLarge, Overloaded, StoreUnavailable
+from planner.errors import BodyTooLarge, NotFound, Overloaded, StoreUnavailable
 from tests.clocks import Clock
+from tests.lineage.learners import Tally
 from tests.lineage.outcomes import RUN, chunk, trace
 
 
@@ -32,9 +35,10 @@ def run(
     keep_s: float | None = None,
     clock: Callable[[], float] = lambda: 1_000.0,
     timeout_s: float = 20.0,
+    learners: Sequence[Learner] = (),
 ) -> None:
     async def main() -> None:
-        ledger = Ledger(store, keep_s, clock, timeout_s=timeout_s)
+        ledger = Ledger(store, keep_s, clock, timeout_s=timeout_s, learners=learners)
         try:
             await scenario(ledger)
         finally:
@@ -141,6 +145,49 @@ def test_too_much_feedback_at_once_is_refused(tmp_path: Path) -> None:
     run(scenario, opened(tmp_path))
 
 
+def test_learners_hear_what_is_written_and_answer_also_after_a_restart(tmp_path: Path) -> None:
+    async def heard(ledger: Ledger, n: int) -> None:
+        for _ in range(2_000):
+            n_heard = await ledger.learned("tally", "heard", n - 1)
+            if n_heard and await ledger.learned("tally", "truths", f"{trace(0)} 1"):
+                return
+            await asyncio.sleep(0.01)
+
+    async def first(ledger: Ledger) -> None:
+        await ledger.append(RUN, [chunk(0, [1])])
+        await ledger.feedback([Feedback(trace(0), truth=1)])
+        await heard(ledger, 1)
+
+    async def second(ledger: Ledger) -> None:
+        await ledger.append(RUN, [chunk(1, [1])])
+        await heard(ledger, 2)
+        assert await ledger.learned("tally", "heard", 0) == 1
+        with pytest.raises(NotFound, match="nobody"):
+            await ledger.learned("nobody", "heard", 0)
+
+    run(first, opened(tmp_path), learners=[Tally()])
+    run(second, opened(tmp_path), learners=[Tally()])
+
+
+def test_commits_do_not_wait_for_learners(tmp_path: Path) -> None:
+    hearing, go_on = threading.Event(), threading.Event()
+
+    class Stuck(Tally):
+        def hear(self, chunk: Chunk) -> None:
+            hearing.set()
+            go_on.wait(30.0)
+
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.append(RUN, [chunk(0, [1])])
+        assert await asyncio.to_thread(hearing.wait, 20.0)
+        await ledger.append(RUN, [chunk(1, [1])])
+        assert (await ledger.feedback([Feedback(trace(1), truth=1)])).new == 1
+        assert not go_on.is_set()
+        go_on.set()
+
+    run(scenario, opened(tmp_path), learners=[Stuck()])
+
+
 def test_the_actor_returns_errors_with_their_type_and_what_it_returns_can_travel(tmp_path: Path) -> None:
     async def scenario() -> None:
         actor = LedgerActor(f"sqlite:///{tmp_path}/fenix.db", 1e12)
@@ -150,6 +197,7 @@ def test_the_actor_returns_errors_with_their_type_and_what_it_returns_can_travel
         given = pickle.loads(pickle.dumps(await actor.call("feedback", ([Feedback(trace(7), truth=1)],))))
         assert type(given.refused[0].error) is RequestNotFound
         assert pickle.loads(pickle.dumps(await actor.call("joined", ()))).next_id == 0
+        assert isinstance(await actor.call("learned", ("nobody", "what")), NotFound)
         with pytest.raises(ValueError, match="close"):
             await actor.call("close", ())
         assert actor._ledger is not None
