@@ -284,6 +284,26 @@ def _open(data: bytes) -> tuple[ChunkHead, tuple[int, int, int, int]]:
     return ChunkHead(run.hex(), first, last, from_s, to_s, n), (n_header, n_tight, n_packed, n_loose)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """The numbers of a chunk, for who adds up thousands of requests at once. Read-only.
+
+    One entry per group: `which` of the chunk's settings, `at_s`, how many requests (`sizes`), and where its steps begin
+    (`first_step`); one per request, group after group: `latencies_ms`, `n_rows`, `confidences` (NaN: none); one per
+    step: `took_ms`, `batch_rows`, in the order of the setting's steps.
+    """
+
+    which: Array
+    at_s: Array
+    sizes: Array
+    first_step: Array
+    latencies_ms: Array
+    n_rows: Array
+    confidences: Array
+    took_ms: Array
+    batch_rows: Array
+
+
 class Chunk:
     """Some thousands of outcomes of one run, decoded. The arrays it gives are read-only."""
 
@@ -383,6 +403,22 @@ class Chunk:
     def __contains__(self, seq: int) -> bool:
         return self._position(seq) is not None
 
+    def numbers(self) -> Numbers:
+        """All that is counted, without an object per group."""
+        _, _, took_ms, batch_rows = self._steps
+        first_step = np.array(self._step_begins[:-1], np.int64)
+        return Numbers(
+            self._which,
+            self._at_s,
+            self._sizes,
+            first_step,
+            self._latencies_ms,
+            self._n_rows,
+            self._confidences,
+            took_ms,
+            batch_rows,
+        )
+
     def groups(self) -> Iterator[Group]:
         """All groups, in the order in which they were added."""
         for i, (begin, end) in enumerate(pairwise(self._begins)):
@@ -478,5 +514,6 @@ def _parse_setting(found: Mapping[str, Any]) -> Setting:
             "considered": tuple((str(plan), float(propensity)) for plan, propensity in found["considered"]),
             "tags": frozenset(found["tags"]),
             "flags": frozenset(found["flags"]),
+            "failed": tuple(map(str, found.get("failed", ()))),
         }
     )

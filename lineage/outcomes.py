@@ -39,7 +39,9 @@ class Setting:
     `model` and `version` as the client asked for them, `goal` where one was meant; the terms as the group had them;
     `plan` as it was run, with `steps` as (step id, extension id); the catalogue's `epoch`; the answer's flags. `error`
     is the name of the error that was the answer, or empty. `considered` are the plan ids that the chooser could have
-    taken, each with the probability with which it takes it, and `chosen` the one it took (empty: `plan`).
+    taken, each with the probability with which it takes it, and `chosen` the one it took (empty: `plan`). `giver` is
+    the extension whose outputs the answer is made of, empty where that is not a single one; `failed` are those that were
+    tried and did not do it, as far as that is known.
     Raises ValueError for a probability outside [0, 1].
     """
 
@@ -60,6 +62,8 @@ class Setting:
     considered: tuple[tuple[str, float], ...] = ()
     chosen: str = ""
     error: str = ""
+    giver: str = ""
+    failed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for plan, propensity in self.considered:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from random import Random
 from time import time
@@ -19,14 +20,17 @@ from lineage.outcomes import Setting
 from planner.cards import ExtensionId
 from planner.choosing import Chosen
 from planner.convoys import Rider
-from planner.errors import FenixError
+from planner.errors import DeadlineExceeded, FenixError, StepFailed
 from planner.features import Array
 from planner.goals import Terms
-from planner.plans import Answer, PlanSet, StepRecord
+from planner.plans import Answer, Plan, PlanSet, StepRecord
 
 _log = logging.getLogger("fenix.recorder")
 
 MOST_SETTINGS = 64  # that a convoy keeps; each way in which a plan may come out has one
+_STOOD_IN = re.compile(r"fallback for (\S+): ")  # as `planner/attempts.py` notes it
+_WORD = re.compile(r"[\w.@-]+")
+_MOST_CHARS = 400  # of a message that are looked at
 
 
 class NoteBook:
@@ -42,7 +46,7 @@ class NoteBook:
         """For requests that want the same under the same terms."""
         setting = _usual(model, version, goal, terms, plans)
         share = 0.0 if terms.tags else self._sample_share
-        return JournalNotes(self._recorder, setting, plans.best.id, not terms.tags, share, self._chance)
+        return JournalNotes(self._recorder, setting, plans.best, not terms.tags, share, self._chance)
 
 
 def _usual(model: str, version: str, goal: str, terms: Terms, plans: PlanSet) -> Callable[..., Setting]:
@@ -72,7 +76,7 @@ class JournalNotes:
         self,
         recorder: Recorder,
         setting: Callable[..., Setting],
-        plan: str,
+        plan: Plan,
         keeps_outputs: bool,
         sample_share: float,
         chance: Callable[[], float],
@@ -128,10 +132,13 @@ class JournalNotes:
         there = [rider for rider in riders if not rider.token.gone]
         if there:
             kind = type(error).__name__
-            plan = self._plan if chosen is None else chosen.plan.id
+            plan = self._plan if chosen is None else chosen.plan
             considered = () if chosen is None else chosen.considered
-            key = (kind, plan, considered)
-            setting = self._settings.get(key) or self._keep(key, plan=plan, error=kind, considered=considered)
+            failed = _blamed(error, plan)
+            key = (kind, plan.id, considered, failed)
+            setting = self._settings.get(key) or self._keep(
+                key, plan=plan.id, error=kind, considered=considered, failed=failed
+            )
             self._recorder.add(
                 setting,
                 self._recorder.next(len(there)),
@@ -145,7 +152,8 @@ class JournalNotes:
         plan, flags, last = answer.plan.id, answer.flags, self._last
         if last is not None and last[0] is chosen and last[1] == plan and last[2] == flags and last[3] == ran:
             return last[4]
-        key = (plan, flags, tuple(ran), chosen.plan.id, chosen.considered)
+        failed = _replaced(answer.steps) if "fallback" in flags else ()
+        key = (plan, flags, tuple(ran), chosen.plan.id, chosen.considered, failed)
         setting = self._settings.get(key) or self._keep(
             key,
             plan=plan,
@@ -153,8 +161,11 @@ class JournalNotes:
             flags=flags,
             considered=chosen.considered,
             chosen="" if chosen.plan.id == plan else chosen.plan.id,
+            giver=_giver(answer),
+            failed=failed,
         )
-        self._last = chosen, plan, flags, ran, setting
+        if "fallback" not in flags:  # who was replaced differs from one to the next
+            self._last = chosen, plan, flags, ran, setting
         return setting
 
     def _keep(self, key: object, **more: Any) -> Setting:
@@ -166,6 +177,29 @@ class JournalNotes:
 
 def _ran(steps: Sequence[StepRecord]) -> tuple[tuple[int, str], ...]:
     return tuple([(int(step.step), str(step.extension)) for step in steps])
+
+
+def _giver(answer: Answer) -> str:
+    """The extension that all outputs come from; empty where rows may come from several, as behind a cascade."""
+    sources = {source.step for binding in answer.plan.outputs for source in binding.sources}
+    ran = {str(step.extension) for step in answer.steps if step.step in sources}
+    return ran.pop() if len(sources) == len(ran) == 1 else ""
+
+
+def _replaced(steps: Sequence[StepRecord]) -> tuple[str, ...]:
+    """The extensions that were tried and for which others stood in."""
+    return tuple([name for step in steps for name in _STOOD_IN.findall(step.note[:_MOST_CHARS])])
+
+
+def _blamed(error: FenixError, plan: Plan) -> tuple[str, ...]:
+    """The extension that a request failed for: the one that the message names, or the only one there was. None where
+    it is not the fault of one."""
+    if not isinstance(error, StepFailed | DeadlineExceeded):
+        return ()
+    there = {str(id_) for step in plan.steps for id_ in (step.extension, *step.fallbacks)}
+    words = {word.rstrip(".") for word in _WORD.findall(error.message[:_MOST_CHARS])}
+    named = there if len(there) == 1 else there & words
+    return tuple(named) if len(named) == 1 else ()
 
 
 def _least_sure(sure: Array, n_rows: Sequence[int]) -> list[float]:

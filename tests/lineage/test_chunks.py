@@ -87,6 +87,19 @@ def check_rows(kept: Any, given_: dict[str, Any], start: int, stop: int) -> None
             assert np.array_equal(kept.full[name], rows)
 
 
+def check_numbers(decoded: Chunk, added: list[dict[str, Any]]) -> None:
+    numbers = decoded.numbers()
+    assert numbers.sizes.tolist() == [len(group["latencies_ms"]) for group in added]
+    assert numbers.at_s.tolist() == [group["at_s"] for group in added]
+    assert numbers.latencies_ms.tolist() == [one for group in added for one in group["latencies_ms"]]
+    assert numbers.n_rows.tolist() == [one for group in added for one in group["n_rows"]]
+    assert len(numbers.confidences) == decoded.head.n_requests
+    for group, which, first in zip(added, numbers.which.tolist(), numbers.first_step.tolist(), strict=True):
+        assert decoded.settings[which] == group["setting"]
+        for k, (_, _, took_ms, batch_rows) in enumerate(group["steps"], first):
+            assert (numbers.took_ms[k], numbers.batch_rows[k]) == (took_ms, batch_rows)
+
+
 @given(groups())
 @settings(max_examples=60)
 def test_what_was_added_comes_back_group_by_group_and_request_by_request(added: list[dict[str, Any]]) -> None:
@@ -124,6 +137,7 @@ def test_what_was_added_comes_back_group_by_group_and_request_by_request(added: 
             check_rows(one.outputs, group["outputs"], start, start + one.n_rows)
             if one.inputs is not None:
                 check_rows(one.inputs, group["inputs"], start, start + one.n_rows)
+    check_numbers(decoded, added)
     assert (head.first_seq, head.last_seq) == (min(seen), max(seen))
     assert all(decoded.find(seq) is None for seq in range(90, 160) if seq not in seen)
 

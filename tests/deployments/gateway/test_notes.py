@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -12,17 +13,17 @@ import pytest
 
 from deployments.gateway.engine import Engine
 from deployments.gateway.messages import InferAnswer, InferRequest
-from deployments.gateway.notes import NoteBook
+from deployments.gateway.notes import NoteBook, _blamed, _giver
 from deployments.gateway.recorder import Recorder
 from lineage.chunks import Chunk
 from lineage.outcomes import Outcome, split_trace_id
 from planner.calls import LocalCalls
-from planner.cards import ExtensionId
+from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.choosing import Chosen
-from planner.errors import DeadlineExceeded, ExtensionRaised
+from planner.errors import DeadlineExceeded, ExtensionRaised, ExtensionTimeout, Overloaded
 from planner.features import Array, Rows
-from planner.plans import PlanSet
+from planner.plans import Answer, Binding, Plan, PlanSet, Prediction, Source, Step, StepId, StepRecord
 from tests.deployments.gateway.test_engine import CARDS, GOALS, WORK
 
 
@@ -51,7 +52,13 @@ class Kept:
         return found
 
 
-def kept(scenario: Any, work: Mapping[str, Any] = WORK, sample_share: float = 0.0, **more: Any) -> None:
+def kept(
+    scenario: Any,
+    work: Mapping[str, Any] = WORK,
+    sample_share: float = 0.0,
+    cards: Sequence[Card] = CARDS,
+    **more: Any,
+) -> None:
     async def run() -> None:
         chunks: list[Chunk] = []
 
@@ -63,7 +70,7 @@ def kept(scenario: Any, work: Mapping[str, Any] = WORK, sample_share: float = 0.
         book = NoteBook(recorder, sample_share, Random(1))
         calls = LocalCalls({ExtensionId(id_): function for id_, function in work.items()})
         engine = Engine(calls, notes_for=book.notes_for, **more)
-        await engine.follow(Catalogue.of(CARDS, GOALS))
+        await engine.follow(Catalogue.of(cards, GOALS))
         try:
             await scenario(Kept(engine, recorder, chunks))
         finally:
@@ -83,6 +90,7 @@ def test_an_answer_is_found_again_by_its_trace_id_with_all_that_is_known_of_it()
         assert (setting.user, setting.purpose, setting.min_accuracy) == ("ann", "a trial", 0.95)
         assert setting.plan == answer.plan.id
         assert setting.steps == ((int(answer.plan.steps[0].id), "exact@1"),)
+        assert (setting.giver, setting.failed) == ("exact@1", ())
         assert (found.n_rows, found.confidence) == (2, 0.75)
         assert found.outputs.full["y"].tolist() == [2.0, 4.0]
         assert found.inputs is None
@@ -125,8 +133,53 @@ def test_a_failure_is_noted_with_its_name(detailed: bool) -> None:
             await kept.ask(1, model="exact", detailed=detailed)
         (outcome,) = (await kept.outcomes()).values()
         assert (outcome.setting.error, outcome.setting.model, outcome.steps) == ("ExtensionRaised", "exact", ())
+        assert (outcome.setting.failed, outcome.setting.giver) == (("exact@1",), "")
 
     kept(scenario, {**WORK, "exact@1": raising})
+
+
+def test_what_another_stood_in_for_is_noted_as_failed() -> None:
+    async def scenario(kept: Kept) -> None:
+        answer = await kept.ask(1, terms={"min_accuracy": 0.5, "user": "ann"})
+        assert answer.parameters["flags"] == "degraded,fallback"
+        setting = (await kept.outcome(answer)).setting
+        assert (setting.giver, setting.failed, setting.error) == ("rough@1", ("exact@1",), "")
+
+    cards = (CARDS[0].but(cost=0.0, profile=CARDS[1].profile), CARDS[1])
+
+    def raising(rows: dict[str, Array]) -> Mapping[str, Rows]:
+        raise ValueError("no")
+
+    kept(scenario, {**WORK, "exact@1": raising}, cards=cards)
+
+
+def test_of_a_longer_plan_the_step_that_the_error_names_is_noted_as_failed() -> None:
+    plan = Plan(
+        "p",
+        (Step(StepId(0), ExtensionId("a@1"), ()), Step(StepId(1), ExtensionId("b@1"), (), (ExtensionId("c@1"),))),
+        (),
+        Prediction(1, 1, 0, 1),
+        0.0,
+    )
+    for error, failed in (
+        (ExtensionRaised("b@1 raised ValueError: no"), ("b@1",)),
+        (ExtensionRaised("c@1: it broke"), ("c@1",)),
+        (ExtensionTimeout("the request waited for a@1, 30 ms after it came there."), ("a@1",)),
+        (ExtensionRaised("b@10 raised ValueError"), ()),
+        (ExtensionRaised("a@1 and b@1 do not fit"), ()),
+        (DeadlineExceeded("the answer came after 5 ms."), ()),
+        (Overloaded("the queue of a@1 is full."), ()),
+    ):
+        assert _blamed(error, plan) == failed
+
+
+def test_where_rows_may_come_from_several_steps_no_extension_counts_as_the_giver() -> None:
+    outputs = (Binding("y", (Source(StepId(0), "y"), Source(StepId(1), "y"))),)
+    plan = Plan("p", (), outputs, Prediction(1, 1, 0, 1), 0.0, "cascade")
+    record = StepRecord(StepId(0), ExtensionId("a@1"), 1, 1, 0.0, 0.0, 0.1, 0.2)
+    assert _giver(Answer({}, plan, (record,))) == ""
+    alone = replace(plan, outputs=(Binding("y", (Source(StepId(0), "y"),)),))
+    assert _giver(Answer({}, alone, (record,))) == "a@1"
 
 
 def test_who_is_late_is_noted_once_and_as_late() -> None:
