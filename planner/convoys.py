@@ -42,6 +42,7 @@ from planner.tokens import Escort, LineAhead, Token
 MOST_UNDER_WAY = 64  # groups of one convoy; far fewer are, where they stand in lines
 MOST_ROWS = 256  # of one group
 MOST_WAITING_ROWS = 65_536
+TAKEN_IN_S = 0.015  # whoever has waited for longer is not refused any more, but late
 CROWD = 2  # rows that leave, for each that stands in line already: each group costs the gateway something
 
 # Plan, inputs, token, alternative plans -> what `Dispatcher.dispatch` gives.
@@ -467,11 +468,21 @@ class Convoy:
         self, riders: Sequence[Rider], error: FenixError, chosen: Chosen | None = None, left_s: float = 0.0
     ) -> None:
         """There is no answer; where they have left, `chosen` and `left_s` say by what plan, and when."""
-        for rider in riders:
-            rider.fail(error)
-        self.notes.failed(riders, error, self._loop.time(), chosen)
+        now_s = self._loop.time()
+        taken_in: list[Rider] = []
+        if isinstance(error, Overloaded):
+            taken_in = [one for one in riders if one.token.hard and now_s - one.token.came_s > TAKEN_IN_S]
+        if taken_in:
+            self._fail(taken_in, _too_late(), now_s, chosen)
+        if len(taken_in) < len(riders):
+            self._fail([rider for rider in riders if rider not in taken_in], error, now_s, chosen)
         if chosen is not None and chosen.then is not None:
             chosen.then((), _inputs_of(riders), error, (perf_counter() - left_s) * 1e3)
+
+    def _fail(self, riders: Sequence[Rider], error: FenixError, now_s: float, chosen: Chosen | None) -> None:
+        for rider in riders:
+            rider.fail(error)
+        self.notes.failed(riders, error, now_s, chosen)
 
     def _watch(self, group: _Group) -> None:
         """Fails the riders of a group that are late, now and whenever the next one will be."""

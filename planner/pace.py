@@ -7,6 +7,7 @@ from collections import deque
 
 PACE_S = 0.25  # of waiting, over which the pace is measured
 TRIPS, MOST_TRIPS = 32, 0.85  # that are remembered; the share that is taken for most of them
+SPREAD = 1.0  # standard deviations of those who leave, against which an estimate is to hold
 UNKNOWN_S = 0.02  # of waiting, before which nothing is said about the pace
 
 
@@ -60,4 +61,6 @@ class Pace:
         waited_s = kept * self._waited_s + span_s
         if waited_s < UNKNOWN_S:
             return self.trip_s(now_s)
-        return rows_ahead * waited_s / max(kept * self._rows, 1e-3) + self.trip_s(now_s)
+        # How many leave in a while varies with what comes that is more urgent, as arrivals do: by the root of them.
+        rows = rows_ahead + SPREAD * math.sqrt(rows_ahead)
+        return rows * waited_s / max(kept * self._rows, 1e-3) + self.trip_s(now_s)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from planner.batching import Batchers
 from planner.calls import LocalCalls, Produced
 from planner.cards import Card, ExtensionId, Resources
-from planner.convoys import MOST_ROWS, MOST_UNDER_WAY, MOST_WAITING_ROWS, Convoy, Passenger, _Lines
+from planner.convoys import MOST_ROWS, MOST_UNDER_WAY, MOST_WAITING_ROWS, TAKEN_IN_S, Convoy, Passenger, _Lines
 from planner.dispatch import Dispatcher
 from planner.errors import (
     BadInput,
@@ -27,7 +27,7 @@ from planner.errors import (
     Overloaded,
 )
 from planner.features import Array, Rows
-from planner.pace import TRIPS
+from planner.pace import SPREAD, TRIPS
 from planner.placed import Placed
 from planner.placement import Placements
 from planner.plans import Answer, Plan, PlanSet, Step
@@ -383,6 +383,21 @@ def test_what_is_nobodys_fault_is_told_to_all_without_another_try(at_once: bool,
 
 
 @pytest.mark.parametrize("at_once", [False, True])
+def test_who_was_kept_waiting_is_late_and_not_refused(at_once: bool) -> None:
+    async def scenario() -> None:
+        road = Road(lambda rows: Overloaded("full"))
+        waited, patient, new = passenger(1, deadline_s=5.0), passenger(2), passenger(3, deadline_s=5.0)
+        for rider in (waited, patient):
+            rider.token.came_s = now_s() - 2 * TAKEN_IN_S
+        new.token.came_s = now_s()
+        board(road.convoy(at_once), waited, patient, new)
+        await settle()
+        assert [heard(rider) for rider in (waited, patient, new)] == [DeadlineExceeded, Overloaded, Overloaded]
+
+    drive(scenario())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
 def test_an_exception_that_is_none_of_ours_is_told_to_all_as_a_failure(at_once: bool) -> None:
     async def scenario() -> None:
         riders = board(Road(lambda rows: KeyError("lost")).convoy(at_once), passenger(1), passenger(2))
@@ -660,10 +675,10 @@ def test_who_would_be_late_behind_those_that_wait_is_refused_at_once() -> None:
         road.gate.clear()
         await full_house(convoy)
         board(convoy, passenger(1, 2, 3))
-        refused, kept = board(convoy, passenger(4, deadline_s=0.4), passenger(5, deadline_s=0.6))
+        refused, kept = board(convoy, passenger(4, deadline_s=0.5), passenger(5, deadline_s=0.8))
         error = refused.future.exception()
         assert isinstance(error, Overloaded)
-        assert error.retry_after_s == pytest.approx(0.1, abs=0.05)
+        assert error.retry_after_s == pytest.approx((3 + SPREAD * 3**0.5) / 10 + 0.2 - 0.5, abs=0.05)
         assert not kept.future.done()
         road.gate.set()
         await kept.future
