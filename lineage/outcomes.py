@@ -40,8 +40,9 @@ class Setting:
     `plan` as it was run, with `steps` as (step id, extension id); the catalogue's `epoch`; the answer's flags. `error`
     is the name of the error that was the answer, or empty. `considered` are the plan ids that the chooser could have
     taken, each with the probability with which it takes it, and `chosen` the one it took (empty: `plan`). `giver` is
-    the extension whose outputs the answer is made of, empty where that is not a single one; `failed` are those that were
-    tried and did not do it, as far as that is known.
+    the extension whose outputs the answer is made of, empty where that is not a single one; `failed` are those that
+    were tried and did not do it, as far as that is known. Of the plan that was taken `expected_ms` and `expected_cost`
+    (per row) had been predicted, 0 where that is not known; `reason` is why it was.
     Raises ValueError for a probability outside [0, 1].
     """
 
@@ -64,6 +65,9 @@ class Setting:
     error: str = ""
     giver: str = ""
     failed: tuple[str, ...] = ()
+    expected_ms: float = 0.0
+    expected_cost: float = 0.0
+    reason: str = ""
 
     def __post_init__(self) -> None:
         for plan, propensity in self.considered:

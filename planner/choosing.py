@@ -20,7 +20,7 @@ class Chosen:
     """A plan for a group, and the plans that may take over on the way, best first.
 
     `considered` are the ids of the plans that could have been chosen, each with the probability that it was to be;
-    empty where there was no choice. `then` hears, once the group has been told, what became of it; it must return at
+    empty where there was no choice; `reason` says why this one. `then` hears, once the group has been told, what became of it; it must return at
     once and never raise.
     """
 
@@ -28,6 +28,7 @@ class Chosen:
     alternatives: tuple[Plan, ...] = ()
     considered: tuple[tuple[str, float], ...] = ()
     then: Then | None = None
+    reason: str = ""
 
 
 class Chooser(Protocol):

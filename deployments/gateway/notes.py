@@ -137,7 +137,13 @@ class JournalNotes:
             failed = _blamed(error, plan)
             key = (kind, plan.id, considered, failed)
             setting = self._settings.get(key) or self._keep(
-                key, plan=plan.id, error=kind, considered=considered, failed=failed
+                key,
+                plan=plan.id,
+                error=kind,
+                considered=considered,
+                failed=failed,
+                **_expected(plan),
+                reason="" if chosen is None else chosen.reason,
             )
             self._recorder.add(
                 setting,
@@ -163,6 +169,8 @@ class JournalNotes:
             chosen="" if chosen.plan.id == plan else chosen.plan.id,
             giver=_giver(answer),
             failed=failed,
+            **_expected(chosen.plan),
+            reason=chosen.reason,
         )
         if "fallback" not in flags:  # who was replaced differs from one to the next
             self._last = chosen, plan, flags, ran, setting
@@ -173,6 +181,10 @@ class JournalNotes:
             self._settings.clear()
         setting = self._settings[key] = self._setting(**more)
         return setting
+
+
+def _expected(plan: Plan) -> dict[str, float]:
+    return {"expected_ms": plan.prediction.p50_ms, "expected_cost": plan.prediction.cost}
 
 
 def _ran(steps: Sequence[StepRecord]) -> tuple[tuple[int, str], ...]:

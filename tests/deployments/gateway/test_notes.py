@@ -246,7 +246,8 @@ def test_what_could_have_been_chosen_is_noted_with_its_probabilities() -> None:
     class Second:
         def __init__(self, plans: PlanSet) -> None:
             self.usual = plans.best
-            self.chosen = Chosen(plans.plans[1], (plans.best,), ((plans.best.id, 0.75), (plans.plans[1].id, 0.25)))
+            considered = (plans.best.id, 0.75), (plans.plans[1].id, 0.25)
+            self.chosen = Chosen(plans.plans[1], (plans.best,), considered, reason="it is tried")
 
         def choose(self, n_requests: int) -> Chosen:
             return self.chosen
@@ -257,5 +258,7 @@ def test_what_could_have_been_chosen_is_noted_with_its_probabilities() -> None:
         assert setting.plan == answer.plan.id
         assert len(setting.considered) == 2
         assert setting.propensity == 0.25
+        assert setting.reason == "it is tried"
+        assert setting.expected_ms == answer.plan.prediction.p50_ms > 0.0
 
     kept(scenario, chooser_for=lambda goal, terms, plans, without: Second(plans))
