@@ -20,8 +20,8 @@ class Chosen:
     """A plan for a group, and the plans that may take over on the way, best first.
 
     `considered` are the ids of the plans that could have been chosen, each with the probability that it was to be;
-    empty where there was no choice; `reason` says why this one. `then` hears, once the group has been told, what became of it; it must return at
-    once and never raise.
+    empty where there was no choice. `reason` says why it was this one. `then` hears, once the group has been told, what
+    became of it; it must return at once and never raise.
     """
 
     plan: Plan

@@ -114,6 +114,11 @@ class Engine:
         self._profiles.keep_only(frozenset(catalogue.cards))
         self._dispatcher.competition.keep_only(frozenset(catalogue.cards))
 
+    @property
+    def withheld(self) -> frozenset[ExtensionId]:
+        """The extensions that serve only whom a chooser sends to them."""
+        return self._withheld
+
     def withhold(self, extensions: frozenset[ExtensionId]) -> None:
         """These serve only whom a chooser sends to them; takes effect with the next request."""
         if extensions != self._withheld:
@@ -232,6 +237,10 @@ class Engine:
     ) -> Coroutine[Any, Any, Answer]:
         self._runs.ran(plan)
         return self._dispatcher.dispatch(plan, inputs, token, alternatives)
+
+    def aside(self, plan: Plan, inputs: Mapping[str, Array], token: Token) -> Coroutine[Any, Any, Answer]:
+        """Runs a plan for nobody's answer; it does not count as use."""
+        return self._dispatcher.dispatch(plan, inputs, token)
 
     async def explain(self, request: InferRequest) -> Explanation:
         """Plans one request without running it; without inputs, one row of each of the goal's inputs is meant."""

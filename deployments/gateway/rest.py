@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -87,6 +87,7 @@ _MEANING = {
     403: "The request is another user's.",
     404: "No such goal, extension, version, request or route.",
     405: "The route does not take this method.",
+    409: "Something of that name is there already, or under way.",
     413: "Over the limit on bytes or rows. Split it.",
     415: "A media type or content encoding that is not served.",
     422: "The sentence is unclear, or nothing leads to what is wanted within the terms.",
@@ -98,12 +99,12 @@ _MEANING = {
 }
 
 
-def _may_answer(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def may_answer(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody, "description": _MEANING[status]} for status in statuses}
 
 
-_READING = _may_answer(400, 404, 500)
-_RUNNING = _may_answer(400, 404, 413, 415, 422, 429, 500, 502, 503, 504)
+_READING = may_answer(400, 404, 500)
+_RUNNING = may_answer(400, 404, 413, 415, 422, 429, 500, 502, 503, 504)
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -156,7 +157,7 @@ class _Route(APIRoute):
         return handle_or_explain
 
 
-class _StrictRoute(_Route):
+class StrictRoute(_Route):
     """Also refuses query parameters that are unknown or repeated, which FastAPI would silently drop."""
 
     def get_route_handler(self) -> _Handler:
@@ -176,9 +177,11 @@ class _StrictRoute(_Route):
         return check_and_handle
 
 
-def create_app(engine: Engine, limits: Limits, desk: FeedbackDesk | None = None) -> FastAPI:
-    """The FastAPI application over `engine`, and over the journal behind `desk`, if there is one. Also serves
-    `/openapi.json`, which includes the raw infer routes."""
+def create_app(
+    engine: Engine, limits: Limits, desk: FeedbackDesk | None = None, routers: Sequence[APIRouter] = ()
+) -> FastAPI:
+    """The FastAPI application over `engine`, and over the journal behind `desk`, if there is one; `routers` have more
+    routes. Also serves `/openapi.json`, which includes the raw infer routes."""
     app = FastAPI(
         title="Fenix",
         version=server_version(),
@@ -192,6 +195,8 @@ def create_app(engine: Engine, limits: Limits, desk: FeedbackDesk | None = None)
     app.include_router(_v2(engine))
     app.include_router(_v1(engine, limits))
     app.include_router(_journal(desk))
+    for router in routers:
+        app.include_router(router)
     document: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
@@ -227,7 +232,7 @@ def _v2(engine: Engine) -> APIRouter:
         body = NotReady(live=True, ready=False, error="the gateway is not ready: it has no catalogue yet. Retry.")
         return JSONResponse(body.model_dump(), status_code=503, headers={"Retry-After": "1"})
 
-    @router.post("/repository/index", responses=_may_answer(400, 413, 415, 500, 503))
+    @router.post("/repository/index", responses=may_answer(400, 413, 415, 500, 503))
     async def repository_index(request: IndexRequest | None = None) -> list[IndexEntry]:
         """Every model: goals and extension versions. Triton's model repository extension."""
         return [IndexEntry(name=name, version=version) for name, version in all_models(engine.catalogue)]
@@ -269,7 +274,7 @@ _Offset = Annotated[int, Query(ge=0, le=2**53, description="Leave out the first 
 
 
 def _v1(engine: Engine, limits: Limits) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["Fenix"], route_class=_StrictRoute)
+    router = APIRouter(prefix="/v1", tags=["Fenix"], route_class=StrictRoute)
 
     @router.post("/infer", response_model=AnswerBody, responses=_RUNNING)
     async def infer(body: InferBody, request: Request, x_request_id: _RequestId = "") -> Any:
@@ -289,7 +294,7 @@ def _v1(engine: Engine, limits: Limits) -> APIRouter:
         inputs = await aside(len(await request.body()), lambda: _specified(body.inputs, limits))
         return ExplanationInfo.of(await engine.explain(_request(body, inputs)))
 
-    @router.get("/extensions", responses=_may_answer(400, 500))
+    @router.get("/extensions", responses=may_answer(400, 500))
     async def extensions(limit: _Limit = 1000, offset: _Offset = 0) -> Extensions:
         """All extension versions, a page at a time."""
         catalogue = engine.catalogue
@@ -305,7 +310,7 @@ def _v1(engine: Engine, limits: Limits) -> APIRouter:
         """One extension version, `name@version`; a bare name will do where there is one version."""
         return ExtensionInfo.of(engine.catalogue.card(id), engine.inline())
 
-    @router.get("/goals", responses=_may_answer(400, 500))
+    @router.get("/goals", responses=may_answer(400, 500))
     async def goals(limit: _Limit = 1000, offset: _Offset = 0) -> Goals:
         """All goals, a page at a time."""
         catalogue = engine.catalogue
@@ -317,7 +322,7 @@ def _v1(engine: Engine, limits: Limits) -> APIRouter:
         """One goal."""
         return GoalInfo.of(engine.catalogue.goal(name))
 
-    @router.get("/catalogue", responses=_may_answer(400, 500))
+    @router.get("/catalogue", responses=may_answer(400, 500))
     async def catalogue() -> CatalogueInfo:
         """The epoch and size of the catalogue that this gateway follows."""
         now = engine.catalogue
@@ -330,7 +335,7 @@ def _v1(engine: Engine, limits: Limits) -> APIRouter:
 
 
 def _journal(desk: FeedbackDesk | None) -> APIRouter:
-    router = APIRouter(tags=["Feedback"], route_class=_StrictRoute)
+    router = APIRouter(tags=["Feedback"], route_class=StrictRoute)
 
     def at_desk() -> FeedbackDesk:
         if desk is None:
@@ -339,7 +344,7 @@ def _journal(desk: FeedbackDesk | None) -> APIRouter:
 
     @router.post(
         FEEDBACK_PATH,
-        responses=_may_answer(400, 403, 404, 413, 415, 500, 503),
+        responses=may_answer(400, 403, 404, 413, 415, 500, 503),
         response_model=FeedbackReply,
         openapi_extra={"requestBody": _FEEDBACK_BODY},
     )
@@ -367,7 +372,7 @@ def _journal(desk: FeedbackDesk | None) -> APIRouter:
             )
         return JSONResponse(FeedbackReply.of(given, place).model_dump(exclude_none=True))
 
-    @router.get("/v1/outcomes/{trace_id}", responses=_may_answer(400, 404, 500, 503))
+    @router.get("/v1/outcomes/{trace_id}", responses=may_answer(400, 404, 500, 503))
     async def outcome(
         trace_id: Annotated[str, Path(description="As the answer's parameters have it.", examples=[EXAMPLE_TRACE_ID])],
     ) -> OutcomeInfo:

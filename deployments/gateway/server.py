@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Sequence
 
 import grpc
 import uvicorn
+from fastapi import APIRouter
 
 from deployments.gateway.connection import connection_class
 from deployments.gateway.express import Express
@@ -30,10 +32,13 @@ DOORS = 16
 class HttpServer:
     """A bound HTTP listener. Use `serve_http` to get one."""
 
-    def __init__(self, server: uvicorn.Server, listener: socket.socket, serving: asyncio.Task[None]) -> None:
+    def __init__(
+        self, server: uvicorn.Server, listener: socket.socket, serving: asyncio.Task[None], load: Load
+    ) -> None:
         self._server = server
         self._serving = serving
         self.port: int = listener.getsockname()[1]
+        self.load = load
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """Stops listening and lets running requests finish for `grace_s`; the rest is cancelled and answered with 503.
@@ -46,10 +51,16 @@ class HttpServer:
 
 
 async def serve_http(
-    engine: Engine, host: str, port: int, limits: Limits | None = None, *, desk: FeedbackDesk | None = None
+    engine: Engine,
+    host: str,
+    port: int,
+    limits: Limits | None = None,
+    *,
+    desk: FeedbackDesk | None = None,
+    routers: Sequence[APIRouter] = (),
 ) -> HttpServer:
     """Serves `engine` over HTTP on the running loop; returns when connections are accepted. Port 0 picks a free one.
-    `desk` takes feedback; without one that is refused.
+    `desk` takes feedback; without one that is refused. `routers` have more routes than there are anyway.
 
     Raises OSError when the address cannot be bound.
     """
@@ -57,7 +68,7 @@ async def serve_http(
     load = Load(limits.max_concurrent)
     listener = listening_socket(host, port)
     config = uvicorn.Config(
-        HttpApp(engine, create_app(engine, limits, desk), limits, load),
+        HttpApp(engine, create_app(engine, limits, desk, routers), limits, load),
         http=connection_class(limits, Express(engine, limits, load)),
         ws="none",
         loop="none",  # the running one
@@ -77,7 +88,7 @@ async def serve_http(
         if serving.done():
             await serving
         await asyncio.sleep(0.001)
-    return HttpServer(server, listener, serving)
+    return HttpServer(server, listener, serving, load)
 
 
 class GrpcServer:
