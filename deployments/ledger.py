@@ -25,6 +25,8 @@ from lineage.feedback import Feedback
 from lineage.journal import Given, JournalFigures, JournalStore, Page
 from lineage.learners import Follower, Learner
 from lineage.outcomes import Outcome
+from lineage.quality.learner import QualityLearner
+from planner.choice.rule_store import RuleStore, StoredRule
 from planner.errors import BodyTooLarge, FenixError, NotFound, Overloaded, StoreUnavailable
 
 ACTOR_NAME = "fenix-ledger"
@@ -55,6 +57,7 @@ class Ledger:
         """Outcomes and feedback are forgotten after `keep_s`, None: never. `clock` is since 1970. Asks the database
         where the learners were, so not on an event loop; raises StoreUnavailable."""
         self._store = store
+        self._rules = RuleStore(store.engine)
         self._keep_s = keep_s
         self._clock = clock
         self._timeout_s = timeout_s
@@ -94,6 +97,18 @@ class Ledger:
     async def learned(self, name: str, question: str, *arguments: Any) -> Any:
         """What a learner answers. Raises NotFound for an unknown learner, and what the learner raises."""
         return await self._on(self._learned, self._answer, name, question, arguments)
+
+    async def rules(self) -> tuple[StoredRule, ...]:
+        """The rules of choosing that are in force."""
+        return await self._on(self._asking, self._rules.rules)
+
+    async def add_rule(self, text: str) -> StoredRule:
+        """Takes a rule; when this returns it is durable. See `RuleStore.add`."""
+        return await self._on(self._taking, self._rules.add, text, self._clock())
+
+    async def remove_rule(self, text: str) -> None:
+        """Takes a rule back. See `RuleStore.remove`."""
+        await self._on(self._taking, self._rules.remove, text)
 
     async def sweep(self) -> tuple[int, int]:
         """Forgets what is old; returns how many chunks and how much feedback. Not bounded in time."""
@@ -203,7 +218,7 @@ class LedgerActor:
             return StoreUnavailable(f"the journal failed ({type(error).__name__}: {error}).", hint="Do it again.")
 
 
-_METHODS = frozenset({"append", "find", "feedback", "joined", "figures", "learned"})
+_METHODS = frozenset({"append", "find", "feedback", "joined", "figures", "learned", "rules", "add_rule", "remove_rule"})
 
 
 def _opened(database_url: str, keep_s: float | None) -> Ledger:
@@ -212,7 +227,7 @@ def _opened(database_url: str, keep_s: float | None) -> Ledger:
 
 def _learners() -> list[Learner]:
     """All that learn from the journal."""
-    return []
+    return [QualityLearner()]
 
 
 def start_ledger(database_url: str, keep_s: float | None = None) -> None:
@@ -255,6 +270,20 @@ class LedgerClient:
     async def learned(self, name: str, question: str, *arguments: Any) -> Any:
         """See `Ledger.learned`."""
         return await self._call("learned", name, question, *arguments)
+
+    async def rules(self) -> tuple[StoredRule, ...]:
+        """See `Ledger.rules`."""
+        rules: tuple[StoredRule, ...] = await self._call("rules")
+        return rules
+
+    async def add_rule(self, text: str) -> StoredRule:
+        """See `Ledger.add_rule`."""
+        rule: StoredRule = await self._call("add_rule", text)
+        return rule
+
+    async def remove_rule(self, text: str) -> None:
+        """See `Ledger.remove_rule`."""
+        await self._call("remove_rule", text)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         reply = await self._actor.call("call", method, arguments, timeout_s=self._timeout_s)

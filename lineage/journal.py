@@ -209,6 +209,11 @@ class JournalStore:
             counters = [{"name": "feedback", "value": 0}, {"name": "chunks", "value": 0}]
             connection.execute(_ignoring(connection, _COUNTERS), counters)
 
+    @property
+    def engine(self) -> Engine:
+        """The database, for what else is kept there."""
+        return self._engine
+
     def close(self) -> None:
         """Closes the connections."""
         self._engine.dispose()

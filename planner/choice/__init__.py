@@ -3,7 +3,9 @@
     policy.py               what a choice is made on, what comes back, and the interface of all policies
     segments.py             which segment a request belongs to
     rules.py                what users pin or exclude
+    rule_store.py           the rules in SQL
     posteriors.py           what is believed of each plan for each segment; gateways share it
+    learner.py              makes that of the journal, and tells the gateways
     tracks.py               one number that may change: sums that fade, and a test for shifts
     best.py                 how likely each of several unsure numbers is the largest
 

@@ -172,6 +172,17 @@ class Delta:
         return cls(tallies)
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentRows:
+    """All that is known of a segment as of `at_s`: per plan its id and the numbers of its Tally; maybe nothing."""
+
+    goal: str
+    segment: str
+    at_s: float = 0.0
+    n_changes: int = 0
+    plans: tuple[tuple[Any, ...], ...] = ()
+
+
 def merge(a: Delta, b: Delta) -> Delta:
     """What two gateways saw, together."""
     tallies = dict(a.tallies)
@@ -273,6 +284,63 @@ class Posteriors:
                 self._fade(segment, cell, max(now_s, segment.at_s))
             found.append(self._belief(arm, cell, *goal.pool.get(arm.plan, (_NOTHING, 0.0))))
         return found
+
+    def correct(self, goal: str, segment: str, plan: str, n: float, right: float) -> None:
+        """Of what was judged of a plan, `n` more were, and `right` more of them right; fewer, where these are negative.
+        As far as it is not forgotten."""
+        known = self._goals.get(goal)
+        found = known.segments.get(segment) if known is not None else None
+        cell = found.cells.get(plan) if found is not None else None
+        if known is None or found is None or cell is None:
+            return
+        cell.right.n = max(0.0, cell.right.n + n)
+        cell.right.total = min(max(0.0, cell.right.total + right), cell.right.n)
+        found.n_outcomes += max(abs(n), abs(right))
+        known.pool_at = 0.0
+        self._unsent.setdefault((goal, segment, plan), [0.0] * 8)
+
+    def rows(self, goal: str, segment: str) -> SegmentRows:
+        """All that is known of a segment, to be shown to others."""
+        known = self._goals.get(goal)
+        found = known.segments.get(segment) if known is not None else None
+        if found is None:
+            return SegmentRows(goal, segment)
+        for cell in found.cells.values():
+            self._fade(found, cell, found.at_s)
+        rows = tuple([(plan, *cell.tally().numbers()) for plan, cell in found.cells.items()])
+        return SegmentRows(goal, segment, found.at_s, found.n_changes, rows)
+
+    def all_rows(self) -> list[SegmentRows]:
+        """`rows` of every segment."""
+        return [self.rows(goal, name) for goal, known in self._goals.items() for name in known.segments]
+
+    def show(self, given: SegmentRows) -> None:
+        """Knows of a segment what another knows of it, instead of what was known here."""
+        goal = self._goals.setdefault(given.goal, _Goal())
+        before = goal.segments.get(given.segment, _Segment())
+        made = _Segment()
+        made.at_s, made.n_changes = given.at_s, given.n_changes
+        n_news = 0.0
+        for plan, *numbers in given.plans:
+            tally, old = Tally(*numbers), before.cells.get(plan)
+            cell = made.cells[plan] = _Cell(0.0, 0.0, given.at_s)
+            cell.right, cell.failed = Share(tally.n_judged, tally.right), Share(tally.n, tally.n_failed)
+            cell.ms, cell.cost_total = Level(tally.n_answered, tally.log_total, tally.log_square), tally.cost_total
+            cell.pooled = _NOTHING if old is None else old.pooled
+            known = _NOTHING if old is None else old.tally()
+            n_news += max(abs(tally.n - known.n), abs(tally.n_judged - known.n_judged), abs(tally.right - known.right))
+        made.n_outcomes = before.n_outcomes + n_news
+        goal.n_outcomes += n_news
+        if given.plans:
+            goal.segments[given.segment] = made
+        else:
+            goal.segments.pop(given.segment, None)
+            goal.pool_at = 0.0
+
+    def has(self, goal: str, segment: str) -> bool:
+        """Whether anything is known of a segment."""
+        known = self._goals.get(goal)
+        return known is not None and segment in known.segments
 
     def take_delta(self) -> Delta:
         """What was learned here since the last one was taken; what was absorbed is not in it."""

@@ -8,10 +8,12 @@ counted in a table of newcomers first.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from planner.choice.policy import FEATURES
+from planner.errors import BadRequest
 
 _CUT = {"mean": (-1.0, 0.0, 1.0), "deviation": (0.1, 0.5, 1.5), "log_rows": (2.0, 4.0), "log_kilo": (1.0, 4.0)}
 
@@ -29,6 +31,16 @@ def bucket(features: Sequence[float], by: Iterable[str]) -> str:
 def neighbours(by: Iterable[str]) -> list[str]:
     """All buckets that there are of these features."""
     return ["".join(map(str, numbers)) for numbers in product(*[range(len(_CUT[name]) + 1) for name in by])]
+
+
+def of_user(user: str) -> str:
+    """The segment of a user who asks often."""
+    return f"user={user}"
+
+
+def of_tags(tags: frozenset[str]) -> str:
+    """The segment of those who do not, by the tags of their data; empty without."""
+    return f"tags={','.join(sorted(tags))}" if tags else ""
 
 
 class Segments:
@@ -54,6 +66,23 @@ class Segments:
     def __len__(self) -> int:
         return len(self._known)
 
+    def to_json(self) -> dict[str, Any]:
+        """Which there are and who may become one, as plain data, to be kept over a restart."""
+        return {
+            "known": [list(key) for key in self._known],
+            "newcomers": [[*key, count] for key, count in self._newcomers.items()],
+        }
+
+    def take_json(self, given: Mapping[str, Any]) -> None:
+        """Those that were written, in place of its own. Raises BadRequest for anything else."""
+        try:
+            known = {(str(goal), str(name)): None for goal, name in given["known"]}
+            newcomers = {(str(goal), str(user)): int(count) for goal, user, count in given["newcomers"]}
+        except (TypeError, ValueError, KeyError):
+            raise BadRequest("the segments cannot be read.") from None
+        self._known = OrderedDict(list(known.items())[-self._most :])
+        self._newcomers = OrderedDict(list(newcomers.items())[-self._most :])
+
     def of(
         self,
         goal: str,
@@ -64,9 +93,9 @@ class Segments:
     ) -> str:
         """The segment of requests of a user that came together. Empty for what is like nothing in particular."""
         if user and self._is_often_here(goal, user, n_requests):
-            name = f"user={user}"
+            name = of_user(user)
         else:
-            parts = [f"tags={','.join(sorted(tags))}"] if tags else []
+            parts = [of_tags(tags)] if tags else []
             alike = bucket(features, self._by) if self._by else ""
             parts += [f"like={alike}"] if alike else []
             name = " ".join(parts)
@@ -75,7 +104,7 @@ class Segments:
         return name
 
     def _is_often_here(self, goal: str, user: str, n_requests: int) -> bool:
-        if (goal, f"user={user}") in self._known:
+        if (goal, of_user(user)) in self._known:
             return True
         key = (goal, user)
         count = self._newcomers.pop(key, 0) + n_requests

@@ -1,0 +1,222 @@
+"""Learns from the journal which plan serves whom, and tells the gateways.
+
+What a plan did counts for the plan that was chosen, also where another took over on the way. Requests that failed
+through no fault of a plan (refused, cancelled, wrong) do not count. A truth counts each row that was judged, a rating
+one; a number is right where it lies within a tenth of the standard deviation of the goal's true numbers, as where cards
+are measured (`deployments/measure.py`). Where feedback was changed, only the difference counts from then on.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from lineage.chunks import Chunk
+from lineage.feedback import Feedback, Verdict, judge
+from lineage.journal import Joined
+from lineage.outcomes import Outcome, Setting
+from planner.choice.policy import Arm, Context, Result
+from planner.choice.posteriors import Memory, Posteriors, SegmentRows
+from planner.choice.segments import Segments
+from planner.errors import BadRequest, DeadlineExceeded, FenixError, StepFailed
+
+MOST_SEGMENTS = 500  # of all goals
+MOST_GONE = 2_000  # segments that were given up, of which followers are told
+_CLOSE = 0.1  # standard deviations
+_FEW = 10  # true numbers, before their deviation is known; until then a number is compared with its own size
+_FORMAT = "fenix-choice-1"
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a follower at some version lacks. `whole` says that what it has is to be dropped; `life` names that of the
+    learner who counted `version`."""
+
+    life: str
+    version: int
+    segments: tuple[SegmentRows, ...] = ()
+    whole: bool = False
+
+
+class ChoiceLearner:
+    """The learner named "choice"; see `lineage/learners.py`."""
+
+    name = "choice"
+
+    def __init__(self, memory: Memory | None = None, often: int = 20) -> None:
+        """`often` as in `Segments`."""
+        self._memory, self._often = memory or Memory(), often
+        self._life = uuid.uuid4().hex
+        self._version = 0
+        self._changed: dict[tuple[str, str], int] = {}  # segment -> the version that it changed in
+        self._forgotten = 0  # followers behind this version are told everything
+        self._begin(Posteriors(self._memory))
+
+    def _begin(self, posteriors: Posteriors) -> None:
+        self._posteriors = posteriors
+        self._segments = Segments(MOST_SEGMENTS, self._often, given_up=self._give_up)
+        self._numbers: dict[tuple[str, str], tuple[float, float, float]] = {}  # n, mean, sum of squares around it
+
+    def hear(self, chunk: Chunk) -> None:
+        """As `Learner.hear`: adds up the requests of each setting."""
+        found = chunk.numbers()
+        n_settings = len(chunk.settings)
+        which = np.repeat(found.which, found.sizes)
+        logs = np.log(np.maximum(found.latencies_ms, 1e-3, dtype=np.float64))
+        counts = np.bincount(which, minlength=n_settings)
+        sums = np.bincount(which, logs, n_settings)
+        squares = np.bincount(which, logs * logs, n_settings)
+        last_s = np.zeros(n_settings)
+        np.maximum.at(last_s, found.which, found.at_s)
+        for k, setting in enumerate(chunk.settings):
+            n = int(counts[k])
+            if n and _teaches(setting):
+                mean = float(sums[k]) / n
+                spread = max(0.0, float(squares[k]) / n - mean * mean)
+                result = Result(
+                    n=n,
+                    n_failed=n if setting.error else 0,
+                    log_ms=0.0 if setting.error else mean,
+                    log_ms_var=0.0 if setting.error else spread,
+                    cost=setting.expected_cost,
+                    at_s=float(last_s[k]),
+                )
+                self._learn(setting, result, n)
+        self._shows()
+
+    def told(self, joined: Sequence[Joined]) -> None:
+        """As `Learner.told`."""
+        for one in joined:
+            setting = one.outcome.setting
+            if not (setting.goal and setting.plan):
+                continue
+            now = self._judged(one.outcome, one.feedback, is_new=True)
+            if now is None:
+                continue
+            before = None if one.before is None else self._judged(one.outcome, one.before, is_new=False)
+            if before is None:
+                self._learn(setting, Result.judged(now[1], now[0], at_s=one.received_s), 0)
+            else:
+                segment = self._segments.of(setting.goal, setting.user, setting.tags, n_requests=0)
+                plan = setting.chosen or setting.plan
+                self._posteriors.correct(setting.goal, segment, plan, now[0] - before[0], now[1] - before[1])
+        self._shows()
+
+    def state(self) -> bytes:
+        """As `Learner.state`; JSON."""
+        return orjson.dumps(
+            {
+                "format": _FORMAT,
+                "posteriors": self._posteriors.to_json(),
+                "segments": self._segments.to_json(),
+                "numbers": [[*key, *numbers] for key, numbers in self._numbers.items()],
+            }
+        )
+
+    def restore(self, state: bytes) -> None:
+        """As `Learner.restore`."""
+        try:
+            given = orjson.loads(state)
+            if given["format"] != _FORMAT:
+                raise ValueError(given["format"])
+            posteriors = Posteriors.from_json(given["posteriors"], self._memory)
+            segments = Segments(MOST_SEGMENTS, self._often, given_up=self._give_up)
+            segments.take_json(given["segments"])
+            numbers = {(str(a), str(b)): (float(n), float(mean), float(m)) for a, b, n, mean, m in given["numbers"]}
+        except (BadRequest, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"not what was learned of plans ({error})") from None
+        self._begin(posteriors)
+        self._segments, self._numbers = segments, numbers
+        self._version += 1
+        self._forgotten, self._changed = self._version, {}
+
+    def answer(self, question: str, *arguments: Any) -> Any:
+        """`since`, life, version -> News. Raises BadRequest for any other question."""
+        if question != "since" or len(arguments) != 2:
+            raise BadRequest(f"{question[:40]!r} is no question of choosing.")
+        return self.since(*arguments)
+
+    def since(self, life: str, version: int) -> News:
+        """What changed after this version, of that life of the learner."""
+        if life != self._life or not self._forgotten <= version <= self._version:
+            return News(self._life, self._version, tuple(self._posteriors.all_rows()), whole=True)
+        changed = [key for key, at in self._changed.items() if at > version]
+        return News(self._life, self._version, tuple([self._posteriors.rows(*key) for key in changed]))
+
+    def _learn(self, setting: Setting, result: Result, n_requests: int) -> None:
+        goal = setting.goal
+        segment = self._segments.of(goal, setting.user, setting.tags, n_requests=n_requests)
+        arm = Arm(setting.chosen or setting.plan, 0.0, 0, setting.expected_ms, setting.expected_cost)
+        self._posteriors.learn(Context(goal, segment), arm, result)
+
+    def _give_up(self, goal: str, segment: str) -> None:
+        self._posteriors.give_up(goal, segment)
+        self._show([(goal, segment), (goal, "")])
+
+    def _shows(self) -> None:
+        """Followers are told of what was just learned."""
+        self._show({key[:2] for key in self._posteriors.take_delta().tallies})
+
+    def _show(self, segments: Iterable[tuple[str, str]]) -> None:
+        keys = list(segments)
+        if not keys:
+            return
+        self._version += 1
+        for key in keys:
+            self._changed.pop(key, None)  # the latest last
+            self._changed[key] = self._version
+        while len(self._changed) > MOST_SEGMENTS + MOST_GONE:
+            self._forgotten = self._changed.pop(next(iter(self._changed)))
+
+    def _judged(self, outcome: Outcome, feedback: Feedback, is_new: bool) -> tuple[int, float] | None:
+        """How many rows were judged, and the sum of those that were right; None where nothing can be said."""
+        try:
+            verdict = judge(outcome, feedback)
+        except FenixError:
+            return None
+        if verdict.kind == "rating":
+            return (1, verdict.rating) if verdict.rating is not None else None
+        if verdict.kind == "label":
+            return (len(verdict.right), float(sum(verdict.right))) if verdict.right else None
+        return self._judged_numbers(outcome.setting.goal, verdict, is_new)
+
+    def _judged_numbers(self, goal: str, verdict: Verdict, is_new: bool) -> tuple[int, float] | None:
+        true = [float(number) for number in verdict.true]
+        if not true or not all(map(math.isfinite, true)):
+            return None
+        key = goal, verdict.output
+        n, mean, around = self._numbers.get(key, (0.0, 0.0, 0.0))
+        if is_new:  # Welford 1962, Technometrics 4
+            for number in true:
+                n += 1.0
+                before = mean
+                mean += (number - mean) / n
+                around += (number - before) * (number - mean)
+            if math.isfinite(around):
+                self._numbers[key] = n, mean, around
+        deviation = math.sqrt(around / n) if n >= _FEW else 0.0
+        close = [
+            error <= _CLOSE * (deviation if n >= _FEW else abs(number)) + 1e-6
+            for error, number in zip(verdict.absolute, true, strict=True)
+        ]
+        return len(close), float(sum(close))
+
+
+def _names(kind: type[FenixError]) -> set[str]:
+    return {kind.__name__}.union(*[_names(other) for other in kind.__subclasses__()])
+
+
+_FAILED, _LATE = _names(StepFailed), _names(DeadlineExceeded)
+
+
+def _teaches(setting: Setting) -> bool:
+    """Whether such requests say anything of their plan. Who was late without having left says nothing."""
+    if not (setting.goal and setting.plan and setting.expected_ms > 0.0):
+        return False
+    return not setting.error or setting.error in _FAILED or (setting.error in _LATE and bool(setting.considered))
