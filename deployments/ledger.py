@@ -26,6 +26,7 @@ from lineage.journal import Given, JournalFigures, JournalStore, Page
 from lineage.learners import Follower, Learner
 from lineage.outcomes import Outcome
 from lineage.quality.learner import QualityLearner
+from planner.choice.learner import ChoiceLearner
 from planner.choice.rule_store import RuleStore, StoredRule
 from planner.errors import BodyTooLarge, FenixError, NotFound, Overloaded, StoreUnavailable
 
@@ -227,7 +228,7 @@ def _opened(database_url: str, keep_s: float | None) -> Ledger:
 
 def _learners() -> list[Learner]:
     """All that learn from the journal."""
-    return [QualityLearner()]
+    return [QualityLearner(), ChoiceLearner()]
 
 
 def start_ledger(database_url: str, keep_s: float | None = None) -> None:
