@@ -8,6 +8,8 @@ quality.py      the figures that are made of a summary
 calibration.py  reliability and the expected calibration error
 intervals.py    how sure a figure is
 findings.py     which versions do poorly, and why
+learner.py      follows the journal and keeps a window per version and plan
+busiest.py      which users have figures of their own
 """
 
 from lineage.quality.calibration import Bin, Calibration

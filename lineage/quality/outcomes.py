@@ -105,6 +105,24 @@ class Outcomes:
         return cls(at, latency, down, sure, _labels(said), _labels(true), rated, segments)
 
 
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """n requests of one segment of which nothing is known but that they were answered, or failed. Arrays of shape (n,),
+    as in `Outcomes`."""
+
+    at_s: Floats
+    latency_ms: Floats
+    failed: npt.NDArray[np.bool_]
+    confidence: Floats
+
+    def __len__(self) -> int:
+        return len(self.at_s)
+
+    def part(self, which: npt.NDArray[np.bool_]) -> Requests:
+        """Those for which `which`, of shape (n,), holds."""
+        return Requests(self.at_s[which], self.latency_ms[which], self.failed[which], self.confidence[which])
+
+
 def _floats(name: str, values: Any, n: int | None) -> Floats:
     if values is None:
         return np.full(n or 0, np.nan)

@@ -30,9 +30,13 @@ class LatencySketch:
 
     def add(self, latency_ms: npt.NDArray[np.float64]) -> None:
         """Counts finite latencies, shape (n,)."""
-        kept = np.clip(latency_ms, _LEAST_MS, _MOST_MS)
-        found, counts = np.unique(np.ceil(np.log(kept) / _LOG_RATIO).astype(np.int64), return_counts=True)
-        self._count(zip(found.tolist(), counts.tolist(), strict=True))
+        if not len(latency_ms):
+            return
+        bins = np.ceil(np.log(np.clip(latency_ms, _LEAST_MS, _MOST_MS)) / _LOG_RATIO).astype(np.int64)
+        least = int(bins.min())
+        counts = np.bincount(bins - least)
+        there = np.flatnonzero(counts)
+        self._count(zip((there + least).tolist(), counts[there].tolist(), strict=True))
 
     def merge(self, other: LatencySketch) -> None:
         self._count(other.bins.items())

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lineage.quality import Outcomes, QualityWindow
-from lineage.quality.summary import OTHER
+from lineage.quality.outcomes import Requests
+from lineage.quality.summary import OTHER, Summary
 
 HOUR_S, DAY_S = 3600.0, 86400.0
 NOW_S = 1_800_000_000.0  # at a full hour
@@ -130,3 +131,70 @@ def test_what_is_not_a_window_is_refused() -> None:
         QualityWindow([(60, 10), (90, 10)])
     with pytest.raises(ValueError, match="resolutions"):
         QualityWindow().merge(QualityWindow([(10, 10)]))
+
+
+def test_requests_are_counted_by_column_as_they_are_one_by_one() -> None:
+    rng = np.random.default_rng(3)
+    at_s = NOW_S - rng.uniform(0.0, 3 * HOUR_S, 300)
+    latency_ms, confidence = rng.lognormal(1.0, 1.0, 300), rng.uniform(0.0, 1.0, 300)
+    failed = rng.random(300) < 0.1
+    window, plain = QualityWindow(), QualityWindow()
+    window.count(Requests(at_s, latency_ms, failed, confidence), "ann", NOW_S)
+    plain.add(Outcomes.of(at_s, latency_ms=latency_ms, failed=failed, confidence=confidence, segment="ann"), NOW_S)
+    slots, others = (sorted(one.plain()["slots"], key=lambda slot: slot[:2]) for one in (window, plain))
+    assert slots == others
+    assert len(slots) > 60
+
+
+def test_what_is_taken_back_was_never_said() -> None:
+    window, once = QualityWindow(), QualityWindow()
+    wrong = Outcomes.of([NOW_S] * 2, predicted=["a", "b"], truth=["c", "b"], confidence=[0.9, 0.4], rating=[0.0, 1.0])
+    for one in (window, once):
+        one.add(batch(NOW_S, 3, 2), NOW_S)
+    before = window.quality(NOW_S).plain()
+    window.judge(wrong, NOW_S)
+    assert window.quality(NOW_S).n_judged == 7
+    window.take_back(wrong, NOW_S)
+    assert window.quality(NOW_S).plain() == before == once.quality(NOW_S).plain()
+
+
+def test_taking_back_what_is_not_there_leaves_no_count_below_nothing() -> None:
+    window = QualityWindow()
+    window.add(batch(NOW_S, 1), NOW_S)
+    window.take_back(batch(NOW_S, 3, 4), NOW_S)
+    window.take_back(Outcomes.of([NOW_S], predicted=[1.0], truth=[2.0], rating=[1.0]), NOW_S)
+    quality = window.quality(NOW_S)
+    assert (quality.n, quality.n_judged, quality.n_right, quality.classes, quality.errors) == (1, 0, 0, (), None)
+
+
+def test_a_window_that_becomes_narrower_keeps_the_frequent_segments_and_all_counts() -> None:
+    window = QualityWindow()
+    for name, n in (("ann", 5), ("bob", 3), ("cid", 1)):
+        window.add(batch(NOW_S, n, segment=name), NOW_S)
+    weight = window.weight
+    window.narrow(1)
+    assert {name: q.n for name, q in window.by_segment(NOW_S).items()} == {"ann": 5, OTHER: 4}
+    assert window.weight < weight
+    assert window.quality(NOW_S).n == 9
+
+
+def test_a_brief_look_has_the_same_counts() -> None:
+    window = QualityWindow()
+    window.add(batch(NOW_S, 8, 2, segment="ann"), NOW_S)
+    brief, whole = window.quality(NOW_S, brief=True), window.quality(NOW_S)
+    assert (brief.n, brief.accuracy, brief.p50_ms) == (whole.n, whole.accuracy, whole.p50_ms)
+    assert (brief.classes, len(whole.classes)) == ((), 2)
+    assert window.by_segment(NOW_S, brief=True)["ann"].n_right == 8
+
+
+def test_summaries_may_be_written_as_bytes_which_are_kept_until_something_is_counted() -> None:
+    window = QualityWindow()
+    window.add(batch(NOW_S, 8, 2), NOW_S)
+    packed = window.plain(Summary.packed)
+    again = QualityWindow.of(packed, Summary.unpack)
+    assert again.quality(NOW_S).plain() == window.quality(NOW_S).plain()
+    window.judge(batch(NOW_S, 1), NOW_S)
+    assert window.plain(Summary.packed)["slots"] != packed["slots"]
+    for wrong in (b"", b"{}", packed["slots"][0][2][""][:-1]):
+        with pytest.raises(ValueError, match="not a summary"):
+            Summary.unpack(wrong)
