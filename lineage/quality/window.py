@@ -69,11 +69,13 @@ class QualityWindow:
         self._admit(segment, len(requests))
         kept = segment if segment in self._frequent else OTHER
         requests = Requests(at_s, requests.latency_ms, requests.failed, requests.confidence)
-        minutes = np.floor(at_s / self._resolutions[0][0])
-        there = np.unique(minutes).tolist()
-        for minute in there:
-            place = self._place(minute * self._resolutions[0][0])
-            part = requests if len(there) == 1 else requests.part(minutes == minute)
+        width = self._resolutions[0][0]
+        minutes, minute_of = np.unique(np.floor(at_s / width), return_inverse=True)
+        places = [self._place(minute * width) for minute in minutes.tolist()]
+        known = {place: number for number, place in enumerate(dict.fromkeys(places))}
+        place_of = np.array([known[place] for place in places])[minute_of]
+        for place, number in known.items():
+            part = requests if len(known) == 1 else requests.part(place_of == number)
             self._summary(place, kept).count(part)
 
     def _add(self, outcomes: Outcomes, now_s: float, counted: bool) -> None:
