@@ -18,6 +18,8 @@ from deployments.measure import (
     stretched,
 )
 from deployments.registry import RegistryClient
+from deployments.rollouts import Shown
+from deployments.rollouts_actor import RolloutsClient
 from deployments.serve_calls import ServeCalls
 from planner.batching import Batchers
 from planner.cards import Card, ExtensionId
@@ -25,6 +27,7 @@ from planner.catalogue import Catalogue
 from planner.dispatch import Dispatcher
 from planner.errors import BadCard, BadRequest, Conflict, StepFailed
 from planner.goals import Goal
+from planner.rollout.records import RolloutPlan
 
 SEED = 20  # of the rows that the contract is tried on
 PROFILE_ROWS = (1, 16, 64)
@@ -32,24 +35,36 @@ PROFILE_ELEMENTS = (2_000, 20_000)  # of one row, where its size is free
 
 
 def deploy(
-    sources: Sequence[Card | str], goals: Sequence[Goal], installation: Installation, report: Report
+    sources: Sequence[Card | str],
+    goals: Sequence[Goal],
+    installation: Installation,
+    report: Report,
+    rollout: RolloutPlan | None = None,
 ) -> tuple[Card, ...]:
     """Deploys extensions and goals on the cluster this process is connected to; returns the cards as registered.
 
     A source is a card, or what `deployments.loading.describe` reads. When this returns, the catalogue holds them
     durably and every gateway plans with them (one that is silent for 5 s will, once it is back). Raises BadCard, with
     nothing changed, when one does not start or breaks the contract; Conflict when its id is taken by something else.
+
+    With `rollout`, new versions of extensions that serve already get no traffic but what such a rollout gives them,
+    from the first moment on; raises what `Rollouts.start` raises, and then they are not deployed.
     """
-    return asyncio.run(deploying(sources, goals, installation, report))
+    return asyncio.run(deploying(sources, goals, installation, report, rollout))
 
 
 def remove(extensions: Sequence[str], goals: Sequence[str], report: Report) -> None:
-    """Takes extensions and goals out of the catalogue, then ends their replicas. Raises NotFound."""
+    """Takes extensions and goals out of the catalogue, then ends their replicas. Raises NotFound, and Conflict for a
+    version that won its rollout and serves while others of its extension stay."""
     asyncio.run(removing(extensions, goals, report))
 
 
 async def deploying(
-    sources: Sequence[Card | str], goals: Sequence[Goal], installation: Installation, report: Report
+    sources: Sequence[Card | str],
+    goals: Sequence[Goal],
+    installation: Installation,
+    report: Report,
+    rollout: RolloutPlan | None = None,
 ) -> tuple[Card, ...]:
     """`deploy` on the running event loop."""
     registry = RegistryClient()
@@ -77,13 +92,58 @@ async def deploying(
         dispatcher = Dispatcher(Batchers(ServeCalls()), tentative.cards.get)
         known = await measure_all(tentative, ids, validation, dispatcher, report)
         measured = [known.cards[id_] for id_ in ids]
-        epoch = await registry.put(measured, goals)
+        tried = [] if rollout is None else [card for card in new if catalogue.versions(card.name)]
+        epoch = await _register(measured, goals, tried, rollout, registry)
     except BaseException:
         await delete([card.id for card in new])
         raise
-    await registry.followed(epoch)
     report(f"registered {len(cards)} extensions and {len(goals)} goals (epoch {epoch})")
+    for id_ in _without_traffic(cards, await RolloutsClient().status()) if new else ():
+        report(f"{id_} gets no traffic yet: `fenix rollout start {id_}`")
     return tuple(known.cards[card.id] for card in cards)
+
+
+def _without_traffic(cards: Sequence[Card], rollouts: Sequence[Shown]) -> list[ExtensionId]:
+    """Those that serve nobody, since another version of the extension has won its rollout and none runs for them."""
+    last = {shown.rollout.extension: shown.rollout for shown in rollouts}
+    return [
+        card.id
+        for card in cards
+        if card.name in last
+        and card.version != last[card.name].champion
+        and not (last[card.name].running and card.version == last[card.name].challenger)
+    ]
+
+
+async def _register(
+    cards: Sequence[Card],
+    goals: Sequence[Goal],
+    tried: Sequence[Card],
+    rollout: RolloutPlan | None,
+    registry: RegistryClient,
+) -> int:
+    """Shows cards and goals to every gateway; those that are `tried` serve nobody but whom their rollouts send there.
+    Returns the epoch. Raises what starting these raises, with the cards taken back again."""
+    rollouts = RolloutsClient()
+    held = [card.id for card in tried]
+    if held:
+        await rollouts.hold(held)
+    put = False
+    try:
+        epoch = await registry.put(cards, goals)
+        put = True
+        await registry.followed(epoch)
+        for card in tried:
+            await rollouts.start(card.name, card.version, rollout)
+    except BaseException:
+        if held:
+            if put:
+                await rollouts.leave(held)
+                await registry.followed(await registry.remove(held))
+            else:
+                await rollouts.release(held)
+        raise
+    return epoch
 
 
 def _known_validation(
@@ -113,6 +173,10 @@ async def removing(extensions: Sequence[str], goals: Sequence[str], report: Repo
     registry = RegistryClient()
     catalogue = await registry.catalogue()
     ids = [catalogue.card(name).id for name in extensions]
+    for name in goals:
+        catalogue.goal(name)
+    if ids:
+        await RolloutsClient().leave(ids)
     epoch = await registry.remove(ids, goals)
     await registry.followed(epoch)
     report(f"removed {', '.join([*ids, *goals])} from the catalogue (epoch {epoch})")

@@ -1,5 +1,5 @@
-"""What a fresh cluster needs before it can serve: the catalogue actor, the board, the ledger, the steward, the gateway,
-and all that the catalogue holds from before."""
+"""What a fresh cluster needs before it can serve: the catalogue actor, the board, the ledger, the rollouts, the
+steward, the gateway, and all that the catalogue holds from before."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from deployments.board import start_board
 from deployments.gateway.app import APPLICATION, gateway
 from deployments.ledger import start_ledger
 from deployments.registry import RegistryClient, start_catalogue
+from deployments.rollouts_actor import start_rollouts
 from deployments.steward import start_steward
 
 
@@ -25,6 +26,7 @@ def install(installation: Installation, report: Report) -> None:
     start_board()
     if installation.journal is not None:
         start_ledger(installation.database_url, installation.journal.keep_s)
+    start_rollouts(installation)
     report("catalogue open")
     asyncio.run(_restore(installation, report))
     start_steward(installation)

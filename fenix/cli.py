@@ -14,6 +14,7 @@ from fenix.commands.deploying import deploy, remove
 from fenix.commands.feedback import explain as explain_request
 from fenix.commands.feedback import feedback
 from fenix.commands.lifecycle import down, status, up
+from fenix.commands.rollout import rollout
 from fenix.output import EXIT_CODES, exit_code, explain, fail
 from lineage.errors import FenixError
 
@@ -72,6 +73,7 @@ def fenix(
 for command in (up, down, status, deploy, remove, get, describe, plan, infer, feedback):
     app.command()(command)
 app.command("explain")(explain_request)
+app.add_typer(rollout)
 
 
 def main() -> None:

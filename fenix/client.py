@@ -22,6 +22,7 @@ import orjson
 
 from deployments.gateway.codec import decode_error, decode_reply, encode_request
 from deployments.gateway.uploads import FEEDBACK_PATH, read_upload
+from fenix.rollouts import AsyncRolloutMethods, RolloutMethods
 from lineage.bulk import format_of
 from lineage.feedback import Feedback
 from planner.errors import BadInput, BadRequest, ClusterDown, DeadlineExceeded, FenixError, Overloaded
@@ -96,7 +97,7 @@ def _next(talk: _Talk[Any], response: httpx.Response | None) -> _Ask | _Pause | 
         return _End(end.value)
 
 
-class Client:
+class Client(RolloutMethods):
     """A cluster's gateway at `url`. Thread-safe; close it, or use it in a `with` block.
 
     `timeout_s` bounds connecting, and each wait for the answer. Every method raises the errors of
@@ -234,6 +235,9 @@ class Client:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return self._run(self._wire.get(path) if body is None else self._wire.post(path, body))
+
     def _run(self, talk: _Talk[T]) -> T:
         response: httpx.Response | None = None
         while True:
@@ -255,7 +259,7 @@ class Client:
                 raise failure from error
 
 
-class AsyncClient:
+class AsyncClient(AsyncRolloutMethods):
     """`Client` for asyncio: the same methods, to be awaited, and `async with`. For one event loop."""
 
     def __init__(
@@ -367,6 +371,9 @@ class AsyncClient:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
+    async def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return await self._run(self._wire.get(path) if body is None else self._wire.post(path, body))
+
     async def _run(self, talk: _Talk[T], *, on_thread: bool = False) -> T:
         response: httpx.Response | None = None
         while True:
@@ -435,7 +442,7 @@ class _Wire:
         body: dict[str, Any] = {"sentence": sentence, "terms": given}
         if is_complete:
             body["inputs"] = [_spec(name, _as_array(name, values), None) for name, values in arrays.items()]
-        found = yield from self._post("/v1/plan", body)
+        found = yield from self.post("/v1/plan", body)
         return (yield from self.infer(found["goal"], inputs, terms, outputs, "", ""))
 
     def want(
@@ -468,7 +475,7 @@ class _Wire:
             else:
                 arrays = {name: _as_array(name, values) for name, values in inputs.items()}
             body["inputs"] = [_spec(name, values, types) for name, values in arrays.items()]
-        return (yield from self._post("/v1/plan", body))
+        return (yield from self.post("/v1/plan", body))
 
     def get(self, path: str) -> _Talk[dict[str, Any]]:
         response = yield _Ask("GET", path)
@@ -494,7 +501,7 @@ class _Wire:
             "user": user,
         }
         Feedback.parse(document, math.inf)  # when it is now, the gateway knows
-        return (yield from self._post(FEEDBACK_PATH, document))
+        return (yield from self.post(FEEDBACK_PATH, document))
 
     def feedback_file(self, path: Path) -> _Talk[dict[str, Any]]:
         total: dict[str, Any] = {"new": 0, "repeated": 0, "changed": 0, "refused": 0, "errors": []}
@@ -554,7 +561,7 @@ class _Wire:
             "terms": terms,
             "outputs": list(outputs),
         }
-        answer = yield from self._post("/v1/infer", body)
+        answer = yield from self.post("/v1/infer", body)
         return _result(
             {output["name"]: _from_json(output) for output in answer["outputs"]},
             answer["parameters"],
@@ -564,7 +571,7 @@ class _Wire:
             steps=tuple(answer["steps"]),
         )
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> _Talk[dict[str, Any]]:
+    def post(self, path: str, body: Mapping[str, Any]) -> _Talk[dict[str, Any]]:
         try:
             encoded = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         except TypeError as error:

@@ -76,6 +76,12 @@ def pinned(uri: str) -> ModelVersion | None:
     return ModelVersion(match["name"], match["version"], match["digest"]) if match and match["digest"] else None
 
 
+def named(uri: str) -> ModelVersion | None:
+    """What `models:/name/3`, with or without a digest, names, from the address alone; None for anything else."""
+    match = _URI.fullmatch(uri)
+    return ModelVersion(match["name"], match["version"], match["digest"] or "") if match and match["version"] else None
+
+
 def describe_folder(folder: Path, loader: Mapping[str, Any]) -> None:
     """Makes `folder` a model of our flavour: writes `fenix.json` with how to load it, and the `MLmodel` file."""
     _write_json(folder / DESCRIPTOR, {"loader": dict(loader)})
@@ -196,6 +202,21 @@ class ModelRegistry:
         """Points `alias` at a version; when this returns, `resolve` follows it. Raises ModelNotFound."""
         with self._asking(f"setting the alias {alias!r}", missing=lambda: self._near(version.name)):
             self._client.set_registered_model_alias(version.name, alias, version.version)
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """The aliases of a model, each with its version. Raises ModelNotFound."""
+        with self._asking(f"looking up {name!r}", missing=lambda: self._near(name)):
+            found = self._client.get_registered_model(name).aliases
+        return {str(alias): str(version) for alias, version in found.items()}
+
+    def move_alias(self, name: str, alias: str, version: str) -> None:
+        """Points `alias` at a version of a model. Raises ModelNotFound."""
+        self.set_alias(ModelVersion(name, version), alias)
+
+    def drop_alias(self, name: str, alias: str) -> None:
+        """Takes `alias` away; it may be gone already. Raises ModelNotFound for a model that is not there."""
+        with self._asking(f"taking away the alias {alias!r}", missing=lambda: self._near(name)):
+            self._client.delete_registered_model_alias(name, alias)
 
     def fetch(self, version: ModelVersion) -> Path:
         """A local folder with the version's artifacts, named by their digest: read-only by agreement, shared by all.

@@ -21,15 +21,19 @@ from deployments.gateway.engine import Engine, NotesFor
 from deployments.gateway.feedback import FeedbackDesk
 from deployments.gateway.notes import NoteBook
 from deployments.gateway.recorder import Recorder, Recording
+from deployments.gateway.rollout_routes import rollout_routes
+from deployments.gateway.rollouts import GatewayRollouts
 from deployments.gateway.server import serve_grpc, serve_http
 from deployments.inline import InlineHost
 from deployments.ledger import LedgerClient
 from deployments.registry import CatalogueFollower, RegistryClient
+from deployments.rollouts_actor import RolloutsClient, RulesFollower
 from deployments.serve_calls import ServeCalls
 from deployments.steward import StewardClient
 from planner.breakers import Standing
 from planner.cards import ExtensionId
 from planner.catalogue import Catalogue
+from planner.choosing import FirstPlan
 from planner.convoys import Unnoted
 from planner.errors import FenixError
 from planner.hedging import HedgedCalls, HedgeSettings, Hedging
@@ -56,14 +60,27 @@ class Gateway:
         hedging = Hedging(HedgeSettings(most_share=installation.hedge_share))
         self._hedged = HedgedCalls(calls, self._n_replicas, hedging)
         self._recorder = _recorder(installation.journal)
-        self._engine = engine = Engine(
-            self._hedged, lambda: self._follower.ready(), encoder, self._notes_for(installation)
+        self._rollouts = rollouts = GatewayRollouts(
+            lambda: self._engine,
+            lambda goal, terms, plans, without: FirstPlan(plans),
+            RolloutsClient(),
+            keeps_answers=self._recorder is not None,
         )
+        self._engine = engine = Engine(
+            self._hedged,
+            lambda: self._follower.ready(),
+            encoder,
+            self._notes_for(installation),
+            rollouts.chooser_for,
+        )
+        self._rules = RulesFollower(RolloutsClient(), rollouts.follow)
+        await self._rules.start()
         self._follower = CatalogueFollower(registry, self._follow)
         await self._follower.start()
         host, limits = installation.host, installation.limits
         desk = None if self._recorder is None else FeedbackDesk(LedgerClient(), self._recorder.flush)
-        self._http = await serve_http(self._engine, host, installation.http_port, limits, desk=desk)
+        routers = [rollout_routes(RolloutsClient())]
+        self._http = await serve_http(self._engine, host, installation.http_port, limits, desk=desk, routers=routers)
         self._grpc = await serve_grpc(self._engine, host, installation.grpc_port, limits)
         self._inline = InlineHost(
             engine.placed,
@@ -81,6 +98,7 @@ class Gateway:
         self._judging = asyncio.get_running_loop().create_task(self._judge(), name="judge-extensions")
         self._steward = StewardClient() if installation.fusion is not None else None
         self._reporting = asyncio.get_running_loop().create_task(self._report_uses(), name="report-uses")
+        self._trying = asyncio.get_running_loop().create_task(rollouts.tend(), name="tend-rollouts")
 
     def _notes_for(self, installation: Installation) -> NotesFor:
         if self._recorder is None or installation.journal is None:
@@ -89,6 +107,7 @@ class Gateway:
         return NoteBook(self._recorder, installation.journal.sample_share).notes_for
 
     async def _follow(self, catalogue: Catalogue) -> None:
+        self._rollouts.foresee(catalogue)
         await self._engine.follow(catalogue)
         self._hedged.hedging.keep_only(frozenset(catalogue.cards))
 
@@ -156,6 +175,8 @@ class Gateway:
             "inline host": not self._tending.done(),
             "board follower": self._fares.alive(),
             "judge of extensions": not self._judging.done(),
+            "rules follower": self._rules.alive(),
+            "rollouts": not self._trying.done(),
         }
         for name, alive in tasks.items():
             if not alive:
@@ -165,12 +186,14 @@ class Gateway:
 
     async def __del__(self) -> None:
         """Called by Serve on shutdown: stops accepting, lets what is under way finish, closes."""
-        for task in (self._telling, self._reporting, self._tending, self._judging):
+        for task in (self._telling, self._reporting, self._tending, self._judging, self._trying):
             task.cancel()
         await asyncio.gather(self._http.stop(_DRAIN_S), self._grpc.stop(_DRAIN_S))
         if self._recorder is not None:
             await self._recorder.close(_LAST_WRITE_S)
+        await self._rollouts.close()
         await self._inline.close()
+        await self._rules.stop()
         await self._fares.stop()
         await self._follower.stop()
 

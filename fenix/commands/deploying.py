@@ -45,21 +45,32 @@ def deploy(
         list[str] | None,
         typer.Option("--option", "-p", metavar="KEY=VALUE", help="An option of the extension; repeatable."),
     ] = None,
+    rollout: Annotated[
+        bool,
+        typer.Option("--rollout", help="A new version of what serves already is tried first, on part of the traffic."),
+    ] = False,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="How it is tried, as YAML; with --rollout.")
+    ] = None,
     settings: SettingsFile = None,
     set_: Overrides = None,
     output: Output = Format.TABLE,
     quiet: Quiet = False,
 ) -> None:
     """Deploy extensions and goals: each is started, checked and measured before it serves."""
+    from fenix.commands.rollout import read_plan
     from fenix.commands.sources import is_file_of_cards, read_goals
 
     if not sources and not goal:
         raise BadRequest("there is nothing to deploy.", hint="Give a SOURCE, or --goal FILE.")
+    if plan is not None and not rollout:
+        raise BadRequest("--plan says how a version is tried.", hint="Add --rollout.")
+    given = (read_plan(plan, None) or {}) if rollout else None
     options = assignments(option, "--option")
     if options and all(is_file_of_cards(source) for source in sources or ()):
         raise BadRequest("--option belongs to code or a model.", hint="In a YAML file, write `options:` into the card.")
     goals = [found for path in goal or () for found in read_goals(path)]
-    cards, goals = _deploy(sources or (), goals, options, settings, set_, Progress(quiet))
+    cards, goals = _deploy(sources or (), goals, options, settings, set_, Progress(quiet), given)
     data = {
         "extensions": [{"id": card.id, "kind": card.kind, "source": card.source} for card in cards],
         "goals": [{"name": one.name, "version": one.version} for one in goals],
@@ -98,9 +109,12 @@ def _deploy(
     file: Path | None,
     overrides: list[str] | None,
     report: Progress,
+    rollout: Mapping[str, Any] | None,
 ) -> tuple[Sequence[Card], list[Goal]]:
     from cluster import lifecycle
+    from planner.rollout.codec import parse_plan
 
+    plan = None if rollout is None else parse_plan(rollout)
     running = lifecycle.running_settings(load_settings(file, overrides))
     sys.path[:0] = [str(path) for path in running.import_paths if str(path) not in sys.path]
     silence_serve()
@@ -118,7 +132,7 @@ def _deploy(
             its_cards, its_goals = read_source(source, options, describe, running.state_dir / "sources")
             cards += its_cards
             goals = goals + its_goals
-        return deployer.deploy(cards, goals, installation, report), goals
+        return deployer.deploy(cards, goals, installation, report, plan), goals
 
 
 def _shown(cards: Sequence[Card], goals: Sequence[Goal]) -> Iterator[RenderableType]:

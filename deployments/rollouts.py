@@ -1,0 +1,466 @@
+"""The rollouts actor: keeps which version of each extension serves whom, and moves traffic by what became of it.
+
+Gateways follow it by version, so that a change reaches all of them within a network round trip, and report what they
+saw once a second. `planner/rollout/` decides; what is decided is stored before it is shown. While the actor is away
+requests go on being shared out as they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from deployments.truths import Answers, judged
+from lineage.journal import Page
+from planner.cards import Card, ExtensionId
+from planner.catalogue import Catalogue
+from planner.errors import BadRequest, Conflict, FenixError, NotFound, StoreUnavailable, near
+from planner.rollout import rollout as steps
+from planner.rollout.records import Decision, Observation, Pairs, Rollout, RolloutPlan
+from planner.rollout.rollout import decide, follow, observe, settled
+from planner.rollout.store import Changed, RolloutStore, after
+from planner.rollout.traffic import Rules, traffic_of
+
+KEPT_EVENTS = 200
+WATCH_S = 20.0
+SETTLE_S = 2.0  # how long a command waits for the gateways to follow
+_log = logging.getLogger("fenix.rollouts")
+
+Seen = tuple[str, Observation | Pairs]  # of the rollout with this id
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to versions beside what is in a rollout's own history, at `at_s` since 1970."""
+
+    at_s: float
+    extension: str
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A rollout as it stands: what is decided of it now, whether all gateways share requests out accordingly, and which
+    of the versions that can be gone back to are still deployed."""
+
+    rollout: Rollout
+    decision: Decision
+    followed: bool = True
+    warm: tuple[str, ...] = ()
+
+
+class Rollouts:
+    """All rollouts with their transitions: checks, stores, then shows. One event loop, one instance."""
+
+    def __init__(
+        self,
+        store: RolloutStore,
+        catalogue: Callable[[], Catalogue],
+        clock: Callable[[], float] = time.time,
+        name: str = "",
+    ) -> None:
+        """`clock` is since 1970. `name` is that of this life, a new one by default."""
+        self._store = store
+        self._catalogue = catalogue
+        self._clock = clock
+        self._known = store.load()
+        self._answers = Answers()
+        self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self._unstored: dict[str, Rollout] = {}  # rolled back while the store failed
+        self._writing = asyncio.Lock()
+        self._changed = asyncio.Condition()
+        self._followers: dict[str, tuple[int, float]] = {}  # id -> its version, and when it last asked (loop time)
+        self._rules = Rules(name or uuid.uuid4().hex, 1)
+        self._rules = self._ruled(1)
+
+    # ------------------------------------------------------------------------------------------------- commands
+
+    async def start(
+        self, extension: str, version: str, plan: RolloutPlan | None = None, champion: str = "", by: str = ""
+    ) -> Shown:
+        """Begins to try `version` against the champion: the one of the last rollout, or the only other version, or the
+        one that is named. Returns when gateways share requests out accordingly.
+
+        Raises NotFound for versions that are not deployed, BadRequest where there is nothing to compare with or the
+        ports differ, and Conflict where a rollout runs.
+        """
+        async with self._writing:
+            new = self._card(extension, version)
+            old = self._card(extension, champion or self._champion(new))
+            _check_ports(old, new)
+            before = self._known.rollouts.get(extension)
+            others = tuple(c.version for c in self._catalogue().versions(extension) if c.version != version)
+            former = () if before is None else (*before.former, before.champion)
+            rollout = steps.start(
+                extension,
+                old.version,
+                version,
+                plan or RolloutPlan(),
+                self._clock(),
+                former=(*(one for one in others if one not in former), *(one for one in former if one != version)),
+                others=self._known.rollouts.values(),
+                by=by or "operator",
+            )
+            await self._write(Changed(rollouts=(rollout,), held=self._known.held - {new.id}))
+        return await self._shown(extension)
+
+    async def promote(self, extension: str, version: str = "", by: str = "", reason: str = "by hand") -> Shown:
+        """Makes the challenger champion at once; or, where no rollout runs, any `version` that is deployed.
+
+        Raises Conflict where nothing is to be promoted, or another version is being tried; NotFound.
+        """
+        async with self._writing:
+            rollout = self._known.rollouts.get(extension)
+            runs = rollout is not None and rollout.running
+            if rollout is not None and (runs or not version):
+                if version and version != rollout.challenger:
+                    raise Conflict(
+                        f"{extension} tries version {rollout.challenger} just now, not {version}.",
+                        hint="Roll that back first.",
+                    )
+                self._card(extension, rollout.challenger)
+                new = steps.promote(rollout, self._clock(), by=by or "operator", reason=reason)
+            elif not version:
+                raise self._unknown(extension)
+            else:
+                new = self._settled(extension, version, by or "operator")
+            await self._write(Changed(rollouts=(new,)))
+        return await self._shown(extension)
+
+    async def roll_back(self, extension: str, to: str = "", by: str = "", reason: str = "by hand") -> Shown:
+        """Back to `to`, or to the version that served before, at once. Where there was no rollout yet, `to` may be any
+        version that is deployed; the others serve nobody from then on.
+
+        Raises what `planner.rollout.rollout.roll_back` raises, and Conflict for a version that is not deployed any
+        more.
+        """
+        async with self._writing:
+            rollout = self._known.rollouts.get(extension)
+            if rollout is None:
+                if not to:
+                    raise self._unknown(extension)
+                new = self._settled(extension, to, by or "operator")
+            else:
+                new = steps.roll_back(rollout, self._clock(), by=by or "operator", to=to or None, reason=reason)
+                if f"{extension}@{new.champion}" not in self._catalogue().cards:
+                    raise Conflict(
+                        f"version {new.champion} of {extension} is not deployed any more.",
+                        hint="Deploy it again first, or name another with --to.",
+                    )
+            await self._write(Changed(rollouts=(new,)))
+        return await self._shown(extension)
+
+    async def pause(self, extension: str, by: str = "") -> Shown:
+        """Keeps the share where it is; harm still rolls back."""
+        return await self._step(extension, lambda rollout, now_s: steps.pause(rollout, now_s, by=by or "operator"))
+
+    async def resume(self, extension: str, by: str = "") -> Shown:
+        """Lets a paused rollout go on."""
+        return await self._step(extension, lambda rollout, now_s: steps.resume(rollout, now_s, by=by or "operator"))
+
+    async def abort(self, extension: str, by: str = "", reason: str = "by hand") -> Shown:
+        """Ends a rollout without a judgement; the champion serves."""
+        return await self._step(
+            extension, lambda rollout, now_s: steps.abort(rollout, now_s, by=by or "operator", reason=reason)
+        )
+
+    async def hold(self, versions: Sequence[ExtensionId], wait_s: float = SETTLE_S) -> None:
+        """These get no traffic from now on, until their rollout starts or they are released. Returns when gateways
+        know it."""
+        async with self._writing:
+            await self._write(Changed(held=self._known.held | set(versions)))
+        await self.followed(self._rules.version, wait_s)
+
+    async def release(self, versions: Sequence[ExtensionId]) -> None:
+        """They are not held any more."""
+        async with self._writing:
+            if self._known.held & set(versions):
+                await self._write(Changed(held=self._known.held - set(versions)))
+
+    async def leave(self, versions: Sequence[ExtensionId]) -> None:
+        """These are about to be removed: a challenger's rollout is aborted, a former version cannot be gone back to.
+
+        Raises Conflict for one that serves while others of its extension stay.
+        """
+        async with self._writing:
+            changed: list[Rollout] = []
+            forgotten: list[str] = []
+            going = set(versions)
+            for extension, rollout in self._known.rollouts.items():
+                theirs = {id_ for id_ in going if id_.rpartition("@")[0] == extension}
+                if not theirs:
+                    continue
+                left = [card for card in self._catalogue().versions(extension) if card.id not in theirs]
+                if not left:
+                    forgotten.append(extension)
+                    continue
+                if f"{extension}@{rollout.champion}" in theirs:
+                    former = next((c.version for c in reversed(left) if c.version in rollout.former), "")
+                    way = f" (`fenix rollout rollback {extension} --to {former}`)" if former else ""
+                    raise Conflict(
+                        f"version {rollout.champion} of {extension} serves.",
+                        hint=f"Let another version serve first{way}, or remove all versions together.",
+                    )
+                new = rollout
+                if rollout.running and f"{extension}@{rollout.challenger}" in theirs:
+                    new = steps.abort(rollout, self._clock(), by="operator", reason="the version was removed")
+                former_left = tuple(one for one in new.former if f"{extension}@{one}" not in theirs)
+                changed.append(replace(new, former=former_left))
+            held = self._known.held - going
+            if changed or forgotten or held != self._known.held:
+                await self._write(Changed(changed, forgotten, held=held))
+
+    def known(self, extension: str) -> Rollout | None:
+        """The last rollout of an extension."""
+        return self._known.rollouts.get(extension)
+
+    def aliases(self, model: str) -> Mapping[str, str] | None:
+        """What MLflow and the cluster agreed on for a model; None where they never looked at each other."""
+        return self._known.aliases.get(model)
+
+    async def agree(self, model: str, aliases: Mapping[str, str]) -> None:
+        """From now on that is agreed; durable when this returns."""
+        async with self._writing:
+            await self._write(Changed(aliases={**self._known.aliases, model: dict(aliases)}))
+
+    async def note(self, extension: str, said: str) -> None:
+        """Notes an event."""
+        self._events.append(Event(self._clock(), extension, said))
+        _log.info("%s: %s", extension, said)
+
+    # ------------------------------------------------------------------------------------------------ questions
+
+    async def status(self) -> tuple[Shown, ...]:
+        """How the last rollout of each extension stands, by name."""
+        return tuple(self._show(self._known.rollouts[name]) for name in sorted(self._known.rollouts))
+
+    async def show(self, extension: str) -> tuple[Shown, tuple[Rollout, ...], tuple[Event, ...]]:
+        """One of them, those before it (the latest first), and what else happened. Raises NotFound."""
+        rollout = self._known.rollouts.get(extension)
+        if rollout is None:
+            raise self._unknown(extension)
+        past = await asyncio.to_thread(self._store.past, extension)
+        events = tuple(event for event in self._events if event.extension == extension)
+        return self._show(rollout), tuple(one for one in past if one.id != rollout.id), events
+
+    async def since(self, keeper: str, version: int, wait_s: float, follower: str = "") -> Rules:
+        """The rules, once they are others than those of that version; waits up to `wait_s`. A follower that names
+        itself counts in `followed`."""
+        is_mine = keeper == self._rules.keeper
+        if follower:
+            now_s = asyncio.get_running_loop().time()
+            self._followers = {id_: f for id_, f in self._followers.items() if now_s - f[1] < 2 * WATCH_S}
+            self._followers[follower] = (version if is_mine else -1, now_s)
+            async with self._changed:
+                self._changed.notify_all()
+        if is_mine and version == self._rules.version:
+            try:
+                async with asyncio.timeout(wait_s), self._changed:
+                    await self._changed.wait_for(lambda: self._rules.version != version)
+            except TimeoutError:
+                pass
+        return self._rules
+
+    async def followed(self, version: int, wait_s: float) -> bool:
+        """Whether every follower is at `version`; waits up to `wait_s` for that. Those gone silent do not count."""
+        now_s = asyncio.get_running_loop().time
+
+        def all_there() -> bool:
+            alive = [at for at, asked_s in self._followers.values() if now_s() - asked_s < WATCH_S + 5.0]
+            return all(at >= version for at in alive)
+
+        try:
+            async with asyncio.timeout(wait_s), self._changed:
+                await self._changed.wait_for(all_there)
+        except TimeoutError:
+            return False
+        return True
+
+    # ------------------------------------------------------------------------------------------------- evidence
+
+    async def report(
+        self, gateway: str, number: int, seen: Sequence[Seen], answers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        """Takes what a gateway saw since its last report: when this returns it is durable. `number` counts its
+        reports; one that comes again counts once. `answers` are chunks of what versions would have answered, by
+        rollout; they are remembered for a while, not for ever."""
+        async with self._writing:
+            if self._known.reports.get(gateway, -1) >= number:
+                return
+            for id_, chunk in answers:
+                if any(rollout.id == id_ and rollout.running for rollout in self._known.rollouts.values()):
+                    self._answers.add(id_, chunk)
+            changed = self._with(seen)
+            if changed:
+                await self._write(Changed(changed, reports={gateway: number}))
+
+    async def told(self, page: Page) -> None:
+        """Takes truths and ratings into account; durable, with the place of the last, when this returns."""
+        async with self._writing:
+            if page.next_id <= self._known.feedback:
+                return
+            running = [rollout for rollout in self._known.rollouts.values() if rollout.running]
+            seen = judged(running, page.items, self._answers)
+            await self._write(Changed(self._with(seen), feedback=page.next_id))
+
+    @property
+    def feedback(self) -> int:
+        """Up to where feedback counted."""
+        return self._known.feedback
+
+    @property
+    def running_since_s(self) -> float | None:
+        """When the first of the rollouts that run began, since 1970; None where none runs."""
+        return min((one.started_s for one in self._known.rollouts.values() if one.running), default=None)
+
+    async def act(self) -> None:
+        """Does what the evidence asks for now. A rollback holds even while the store fails, and is stored later."""
+        async with self._writing:
+            for extension, rollout in list(self._known.rollouts.items()):
+                if not rollout.running or f"{extension}@{rollout.challenger}" not in self._catalogue().cards:
+                    continue
+                now_s = self._clock()
+                decision = decide(rollout, now_s)
+                if decision.action == "keep":
+                    continue
+                new = follow(rollout, decision, now_s)
+                _log.info("%s: %s %s: %s", extension, decision.action, rollout.challenger, decision.reason)
+                await self._write(Changed((new,)), must_hold=decision.action == "roll_back")
+            if self._unstored:
+                await asyncio.to_thread(self._store.write, Changed(tuple(self._unstored.values())))
+                self._unstored.clear()
+
+    def _with(self, seen: Sequence[Seen]) -> tuple[Rollout, ...]:
+        """The rollouts with more evidence; what is about others is passed over."""
+        by_id: dict[str, list[Observation | Pairs]] = {}
+        for id_, one in seen:
+            by_id.setdefault(id_, []).append(one)
+        return tuple(
+            observe(rollout, by_id[rollout.id])
+            for rollout in self._known.rollouts.values()
+            if rollout.running and rollout.id in by_id
+        )
+
+    # -------------------------------------------------------------------------------------------------- helpers
+
+    async def _step(self, extension: str, step: Callable[[Rollout, float], Rollout]) -> Shown:
+        async with self._writing:
+            rollout = self._known.rollouts.get(extension)
+            if rollout is None:
+                raise self._unknown(extension)
+            await self._write(Changed((step(rollout, self._clock()),)))
+        return await self._shown(extension)
+
+    async def _write(self, changed: Changed, *, must_hold: bool = False) -> None:
+        """Stores, then shows; what `must_hold` is shown even if it cannot be stored."""
+        try:
+            await asyncio.to_thread(self._store.write, changed)
+        except StoreUnavailable:
+            if not must_hold:
+                raise
+            self._unstored.update((rollout.extension, rollout) for rollout in changed.rollouts)
+            _log.exception("rolled back, and not stored yet")
+        self._known = after(self._known, changed)
+        for rollout in changed.rollouts:
+            if not rollout.running:
+                self._answers.forget(rollout.id)
+        rules = self._ruled(self._rules.version + 1)
+        if (rules.traffic, rules.held) != (self._rules.traffic, self._rules.held):
+            self._rules = rules
+            async with self._changed:
+                self._changed.notify_all()
+
+    def _ruled(self, version: int) -> Rules:
+        traffic = {name: traffic_of(rollout) for name, rollout in self._known.rollouts.items()}
+        held = frozenset(map(ExtensionId, self._known.held))
+        return Rules(self._rules.keeper, version, traffic, held)
+
+    async def _shown(self, extension: str) -> Shown:
+        followed = await self.followed(self._rules.version, SETTLE_S)
+        return replace(self._show(self._known.rollouts[extension]), followed=followed)
+
+    def _show(self, rollout: Rollout) -> Shown:
+        cards = self._catalogue().cards
+        warm = tuple(version for version in rollout.former if f"{rollout.extension}@{version}" in cards)
+        decision = decide(rollout, self._clock())
+        return Shown(rollout, decision, True, warm)
+
+    def _card(self, extension: str, version: str) -> Card:
+        catalogue = self._catalogue()
+        card = catalogue.cards.get(ExtensionId(f"{extension}@{version}"))
+        if card is None:
+            versions = [card.version for card in catalogue.versions(extension)]
+            if not versions:
+                raise NotFound(f"no extension {extension!r}.", hint=near(extension, {c.name for c in _all(catalogue)}))
+            raise NotFound(
+                f"version {version} of {extension} is not deployed.",
+                hint=f"Deploy it first; there are: {', '.join(versions)}.",
+            )
+        return card
+
+    def _champion(self, new: Card) -> str:
+        """The version that a new one is tried against where none is named."""
+        last = self._known.rollouts.get(new.name)
+        if last is not None and f"{new.name}@{last.champion}" in self._catalogue().cards:
+            return last.champion
+        others = [
+            card.version
+            for card in self._catalogue().versions(new.name)
+            if card.version != new.version and card.id not in self._known.held
+        ]
+        if len(others) == 1:
+            return others[0]
+        if others:
+            raise BadRequest(
+                f"{new.name} has several versions beside {new.version}: {', '.join(others)}.",
+                hint="Name the one that it is tried against (champion).",
+            )
+        raise BadRequest(
+            f"{new.id} is the only version, so it serves already.", hint="Deploy another version, and start that."
+        )
+
+    def _settled(self, extension: str, version: str, by: str) -> Rollout:
+        """The record of an extension of which `version` serves from now on."""
+        card = self._card(extension, version)
+        last = self._known.rollouts.get(extension)
+        others = tuple(c.version for c in self._catalogue().versions(extension) if c.id != card.id)
+        before = () if last is None else tuple(v for v in (*last.former, last.champion) if v != version)
+        if last is not None and last.champion == version:
+            raise Conflict(f"version {version} of {extension} serves all requests already.")
+        former = (*(one for one in others if one not in before), *before)
+        return settled(extension, version, self._clock(), former, by=by)
+
+    def _unknown(self, extension: str) -> FenixError:
+        if not self._catalogue().versions(extension):
+            return NotFound(
+                f"no extension {extension!r}.", hint=near(extension, {c.name for c in _all(self._catalogue())})
+            )
+        return NotFound(
+            f"{extension} had no rollout yet.",
+            hint=f"Start one: `fenix rollout start {extension}@VERSION`; or name the version that is to serve.",
+        )
+
+
+def _all(catalogue: Catalogue) -> Sequence[Card]:
+    return list(catalogue.cards.values())
+
+
+def _check_ports(old: Card, new: Card) -> None:
+    for side, theirs, ours in (("inputs", old.inputs, new.inputs), ("outputs", old.outputs, new.outputs)):
+        if {port.name: port for port in theirs} != {port.name: port for port in ours}:
+            raise BadRequest(
+                f"{new.id} has other {side} than {old.id}, so it cannot stand in for it.",
+                hint="Deploy it under a name of its own.",
+            )
+
+
+def shares_of(shown: Shown) -> Mapping[str, float]:
+    """The share of requests that each version serves."""
+    rollout = shown.rollout
+    shares = {rollout.champion: 1.0 - rollout.share}
+    return {**shares, rollout.challenger: rollout.share} if rollout.running else shares

@@ -1,0 +1,43 @@
+"""Versions of one extension, for the tests of rollouts: good ones and bad ones."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from deployments.extension import Extension
+from planner.cards import Card, Resources
+from planner.features import Array, Feature
+
+NUMBER, PARITY = Feature("number/plain", "FP32"), Feature("label/parity", "INT64")
+
+
+class Parity(Extension):
+    """Whether a whole number is odd. `wrong` and `failing` are the shares of the numbers on which it errs and raises,
+    `slow_ms` is what a call takes longer."""
+
+    name = "parity"
+    inputs = {"x": NUMBER}
+    outputs = {"odd": PARITY}
+    resources = Resources(placement="remote")
+
+    def __init__(self, wrong: float = 0.0, failing: float = 0.0, slow_ms: float = 0.0) -> None:
+        self._wrong, self._failing, self._slow_ms = wrong, failing, slow_ms
+
+    def infer(self, x: Array) -> Array:
+        drawn = np.modf(np.abs(x) * 0.6180339887)[0]  # the same for the same number
+        if (drawn < self._failing).any():
+            raise RuntimeError("it fails on such numbers")
+        if self._slow_ms:
+            time.sleep(self._slow_ms / 1e3)
+        odd = x.astype(np.int64) % 2
+        return np.where(drawn < self._wrong, 1 - odd, odd)
+
+
+def parity(version: str, **options: Any) -> Card:
+    """The card of a version, as `deploy` takes it."""
+    from deployments.loading import describe
+
+    return describe("tests.trying:Parity", options).but(version=version)
