@@ -4,9 +4,10 @@ Requests whose plan and row shapes are equal join one convoy. A group of them le
 turn, with all that came in that turn, unless rows of this convoy still stand in line before an extension: to stand
 there too would bring nobody forward. Then those that come wait here, until they are twice as many as stand there, of
 which there are never more than a call takes; so the next call finds enough to do, and who could still be refused or
-left behind has not begun. A lone request leaves at once, and a full house leaves in groups of what goes in one call,
-which stay together from step to step. A group that fails is split in halves down to the guilty request. Who would be
-late, as fast as those before it get on, is refused at once, and told when to come back.
+left behind has not begun. The earliest deadline leaves first, as in the lines. A lone request leaves at once, and a
+full house leaves in groups of what goes in one call, which stay together from step to step. A group that fails is split
+in halves down to the guilty request. Who would be late, as fast as those before it get on, is refused at once, and told
+when to come back.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import contextvars
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import chain
@@ -35,7 +37,8 @@ from planner.errors import (
     Overloaded,
 )
 from planner.features import Array, Rows
-from planner.pace import Pace
+from planner.line import FAR_S
+from planner.pace import CALM_S, Pace
 from planner.plans import Answer, Plan, PlanSet
 from planner.tokens import Escort, LineAhead, Token
 
@@ -43,6 +46,8 @@ MOST_UNDER_WAY = 64  # groups of one convoy; far fewer are, where they stand in 
 MOST_ROWS = 256  # of one group
 MOST_WAITING_ROWS = 65_536
 TAKEN_IN_S = 0.015  # whoever has waited for longer is not refused any more, but late
+MOST_WAIT_S = 15.0  # that who has no deadline is let in for
+MOST_RETRY_S = 30.0  # an estimate of hours only says that nobody gets on just now
 CROWD = 2  # rows that leave, for each that stands in line already: each group costs the gateway something
 
 # Plan, inputs, token, alternative plans -> what `Dispatcher.dispatch` gives.
@@ -248,6 +253,8 @@ class Convoy:
         self._waiting: deque[Rider] = deque()
         self._waiting_rows = 0
         self._pace = Pace()
+        self._calm_pace = Pace(CALM_S)  # by which those without a deadline are told: a replica that starts anew is no
+        # reason to send them away
         self._lines = _Lines(self._look)
         self._halves: deque[list[Rider]] = deque()  # of groups that failed: they leave before all others
         self._called = False  # `_leave` comes at the end of this turn
@@ -259,12 +266,15 @@ class Convoy:
     def join(self, rider: Rider) -> None:
         """Takes a request along with the next group. Returns at once; the rider is told later, or now if it is refused
         (Overloaded)."""
-        if self._waiting or self._under_way:
-            refusal = self._refusal(rider)
+        place = n_waiting = len(self._waiting)
+        if n_waiting and _due_s(rider) < _due_s(self._waiting[-1]):
+            place = bisect_right(self._waiting, _due_s(rider), key=_due_s)
+        if n_waiting or self._under_way:
+            refusal = self._refusal(rider, self._waiting_rows * place // n_waiting if n_waiting else 0)
             if refusal is not None:
                 rider.fail(refusal)
                 return
-        self._waiting.append(rider)
+        self._waiting.insert(place, rider)
         self._waiting_rows += rider.n_rows
         if rider.token.hard and rider.token.until_s < self._soonest_s:
             self._soonest_s = rider.token.until_s
@@ -273,7 +283,9 @@ class Convoy:
         if self._may_leave():
             self._call()
         else:
-            self._pace.waits(perf_counter())
+            now_s = perf_counter()
+            self._pace.waits(now_s)
+            self._calm_pace.waits(now_s)
             self._watch_waiting()
 
     def abandon(self, rider: Rider) -> None:
@@ -282,18 +294,31 @@ class Convoy:
         if rider.group is not None:
             _call_back_if_empty(rider.group)
 
-    def _refusal(self, rider: Rider) -> Overloaded | None:
-        """Why a rider cannot be taken along with those that wait already."""
-        wait_s = self._pace.wait_s(self._waiting_rows, perf_counter())
+    def _refusal(self, rider: Rider, rows_ahead: int) -> Overloaded | None:
+        """Why a rider cannot be taken along behind so many rows of those that wait already."""
+        pace = self._pace if rider.token.hard else self._calm_pace
+        wait_s = pace.wait_s(rows_ahead, perf_counter())
         if self._waiting_rows + rider.n_rows > MOST_WAITING_ROWS:
-            return Overloaded(f"{self._waiting_rows} rows wait already.", hint="Come back later.", retry_after_s=wait_s)
+            return Overloaded(
+                f"{self._waiting_rows} rows wait already.",
+                hint="Come back later.",
+                retry_after_s=min(wait_s, MOST_RETRY_S),
+            )
+        if not rider.token.hard:
+            if wait_s <= MOST_WAIT_S:
+                return None
+            return Overloaded(
+                f"{rows_ahead} rows wait: an answer would take more than {MOST_WAIT_S:.0f} s.",
+                hint="Come back later.",
+                retry_after_s=min(wait_s - MOST_WAIT_S, MOST_RETRY_S),
+            )
         late_s = self._loop.time() + wait_s - rider.token.until_s
-        if not rider.token.hard or late_s <= 0.0:
+        if late_s <= 0.0:
             return None
         return Overloaded(
-            f"{self._waiting_rows} rows wait: an answer would come {late_s * 1e3:.0f} ms after the deadline.",
+            f"{rows_ahead} rows wait: an answer would come {late_s * 1e3:.0f} ms after the deadline.",
             hint="Come back later, or allow more time.",
-            retry_after_s=late_s,
+            retry_after_s=min(late_s, MOST_RETRY_S),
         )
 
     def _may_leave(self) -> bool:
@@ -367,7 +392,10 @@ class Convoy:
             riders.append(rider)
             n_rows += rider.n_rows
         # More could have left, had they been there.
-        self._pace.left(n_rows if self._waiting else max(n_rows, most_rows), perf_counter(), bool(self._waiting))
+        could = n_rows if self._waiting else max(n_rows, most_rows)
+        left_s, others_wait = perf_counter(), bool(self._waiting)
+        self._pace.left(could, left_s, others_wait)
+        self._calm_pace.left(could, left_s, others_wait)
         return riders
 
     def _go_now(self, riders: list[Rider]) -> None:
@@ -527,6 +555,13 @@ def _call_back_if_empty(group: _Group) -> None:
     """Ends what is under way for a group of which nobody waits for an answer any more."""
     if group.task is not None and all(rider.token.gone for rider in group.riders):
         group.task.cancel()
+
+
+def _due_s(rider: Rider) -> float:
+    """By which those that wait are put in order. What is far away counts as `FAR_S`, so that nobody is overtaken for
+    ever."""
+    token = rider.token
+    return min(token.until_s, token.came_s + FAR_S) if token.came_s else token.until_s
 
 
 def _may_be_one(riders: Sequence[Rider], error: FenixError) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections import deque
 
 PACE_S = 0.25  # of waiting, over which the pace is measured
+CALM_S = 5.0  # the same for those who have time
 TRIPS, MOST_TRIPS = 32, 0.85  # that are remembered; the share that is taken for most of them
 SPREAD = 1.0  # standard deviations of those who leave, against which an estimate is to hold
 UNKNOWN_S = 0.02  # of waiting, before which nothing is said about the pace
@@ -17,9 +18,11 @@ class Pace:
     What is known of the way is old after some time: who is refused for it does not show how things are now.
     """
 
-    __slots__ = ("_old_s", "_rows", "_since_s", "_sorted", "_trips", "_waited_s")
+    __slots__ = ("_horizon_s", "_old_s", "_rows", "_since_s", "_sorted", "_trips", "_waited_s")
 
-    def __init__(self) -> None:
+    def __init__(self, horizon_s: float = PACE_S) -> None:
+        """What happened `horizon_s` of waiting ago counts a third of what happens now."""
+        self._horizon_s = horizon_s
         self._rows = self._waited_s = 0.0  # that could leave while somebody waited, and how long that took
         self._since_s: float | None = None  # from when on somebody waits, or the last ones left
         self._trips: deque[float] = deque(maxlen=TRIPS)
@@ -35,7 +38,7 @@ class Pace:
         """So many rows set out, or could have."""
         if self._since_s is not None:
             span_s = max(0.0, now_s - self._since_s)
-            kept = math.exp(-span_s / PACE_S)
+            kept = math.exp(-span_s / self._horizon_s)
             self._rows = kept * self._rows + n_rows
             self._waited_s = kept * self._waited_s + span_s
         self._since_s = now_s if others_wait else None
@@ -57,7 +60,7 @@ class Pace:
         if not rows_ahead:
             return self.trip_s(now_s)
         span_s = 0.0 if self._since_s is None else max(0.0, now_s - self._since_s)
-        kept = math.exp(-span_s / PACE_S)
+        kept = math.exp(-span_s / self._horizon_s)
         waited_s = kept * self._waited_s + span_s
         if waited_s < UNKNOWN_S:
             return self.trip_s(now_s)

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from planner.batching import Batchers
 from planner.calls import LocalCalls, Produced
 from planner.cards import Card, ExtensionId, Resources
-from planner.convoys import MOST_ROWS, MOST_UNDER_WAY, MOST_WAITING_ROWS, TAKEN_IN_S, Convoy, Passenger, _Lines
+from planner.convoys import (
+    MOST_RETRY_S,
+    MOST_ROWS,
+    MOST_UNDER_WAY,
+    MOST_WAITING_ROWS,
+    TAKEN_IN_S,
+    Convoy,
+    Passenger,
+    _Lines,
+)
 from planner.dispatch import Dispatcher
 from planner.errors import (
     BadInput,
@@ -27,6 +36,7 @@ from planner.errors import (
     Overloaded,
 )
 from planner.features import Array, Rows
+from planner.line import FAR_S
 from planner.pace import SPREAD, TRIPS
 from planner.placed import Placed
 from planner.placement import Placements
@@ -37,7 +47,7 @@ from tests.planner.doubles import PacedCalls, card, plan_of, step
 from tests.planner.test_batching import settle
 
 PLAN = plan_of(step(0, "a"))
-FAR_S = 1e6
+LONG_S = 1e6
 
 
 def drive(scenario: Coroutine[Any, Any, None]) -> None:
@@ -117,7 +127,7 @@ def rows(*values: float) -> Array:
 def passenger(*values: float, deadline_s: float | None = None) -> Passenger:
     """Somebody with these rows, and a deadline this far away."""
     hard = deadline_s is not None
-    token = Token(now_s() + deadline_s if deadline_s is not None else FAR_S, hard=hard)
+    token = Token(now_s() + deadline_s if deadline_s is not None else LONG_S, hard=hard)
     return Passenger({"x": rows(*values)}, len(values), token)
 
 
@@ -200,7 +210,8 @@ def test_no_group_is_larger_than_allowed_and_nobody_is_passed_over(sizes: list[i
     async def scenario() -> None:
         road = Road()
         riders = board(road.convoy(at_once), *[passenger(*[float(i)] * size) for i, size in enumerate(sizes)])
-        await settle()
+        for _ in sizes:  # a group a turn
+            await settle()
         assert [value for group in road.groups for value in group] == [i for i, n in enumerate(sizes) for _ in range(n)]
         assert all(len(group) <= MOST_ROWS for group in road.groups)
         assert [got(rider) for rider in riders] == [[i + 1.0] * size for i, size in enumerate(sizes)]
@@ -249,7 +260,7 @@ def test_who_waits_leaves_as_soon_as_the_rows_before_it_stand_in_no_line_any_mor
     drive(scenario())
 
 
-ANYBODY = Token(FAR_S)
+ANYBODY = Token(LONG_S)
 
 
 def test_no_more_rows_stand_in_a_line_than_a_call_takes_and_a_group_is_what_goes_in_one() -> None:
@@ -633,7 +644,7 @@ def test_a_plan_that_has_to_wait_after_all_still_brings_its_answer() -> None:
         convoy = road.convoy(at_once=True)
         riders = board(convoy, passenger(1), passenger(2, deadline_s=0.5))
         await settle()
-        assert road.groups == [[1, 2]] * 2
+        assert road.groups == [[2, 1]] * 2  # the earlier deadline first
         assert road.under_way == 1
         with pytest.raises(DeadlineExceeded):
             await riders[1].future
@@ -674,7 +685,7 @@ def test_who_would_be_late_behind_those_that_wait_is_refused_at_once() -> None:
             convoy._pace.took(0.2, perf_counter())
         road.gate.clear()
         await full_house(convoy)
-        board(convoy, passenger(1, 2, 3))
+        board(convoy, passenger(1, 2, 3, deadline_s=0.3))
         refused, kept = board(convoy, passenger(4, deadline_s=0.5), passenger(5, deadline_s=0.8))
         error = refused.future.exception()
         assert isinstance(error, Overloaded)
@@ -683,6 +694,54 @@ def test_who_would_be_late_behind_those_that_wait_is_refused_at_once() -> None:
         road.gate.set()
         await kept.future
         assert road.groups[1:] == [[1, 2, 3, 5]]
+
+    drive(scenario())
+
+
+def test_who_has_no_deadline_waits_while_a_replica_starts_anew_and_is_refused_when_nobody_gets_on() -> None:
+    async def scenario() -> None:
+        road = Road()
+        convoy = road.convoy()
+        road.gate.clear()
+        await full_house(convoy)
+        for pace in (convoy._pace, convoy._calm_pace):
+            pace.waits(perf_counter() - 11.0)
+            pace.left(1_000, perf_counter() - 1.0, others_wait=True)  # a hundred rows a second, until a second ago
+        (patient,) = board(convoy, passenger(*[0.0] * 200, deadline_s=0.9))
+        hasty, waits = board(convoy, passenger(1, deadline_s=1.0), passenger(2))
+        assert heard(hasty) is Overloaded
+        convoy._calm_pace._since_s = perf_counter() - 20.0
+        (refused,) = board(convoy, passenger(3))
+        error = refused.future.exception()
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_s == MOST_RETRY_S
+        assert not patient.future.done()
+        assert not waits.future.done()
+        road.gate.set()
+        await asyncio.gather(patient.future, waits.future)
+
+    drive(scenario())
+
+
+def test_the_earliest_deadline_leaves_first_but_overtakes_nobody_for_ever() -> None:
+    async def scenario() -> None:
+        road = Road()
+        convoy = road.convoy()
+        road.gate.clear()
+        await full_house(convoy)
+        old, new, lax, tight, as_tight = (
+            passenger(1),
+            passenger(2),
+            passenger(3, deadline_s=4.0),
+            passenger(4, deadline_s=2.0),
+            passenger(5, deadline_s=2.0),
+        )
+        as_tight.token.until_s = tight.token.until_s
+        old.token.came_s, new.token.came_s = now_s() - FAR_S, now_s()
+        board(convoy, new, lax, old, tight, as_tight)
+        road.gate.set()
+        await asyncio.gather(*[rider.future for rider in (old, new, lax, tight, as_tight)])
+        assert road.groups[-1] == [1, 4, 5, 3, 2]
 
     drive(scenario())
 
@@ -711,7 +770,7 @@ def test_a_groups_token_is_as_patient_as_its_most_patient_rider() -> None:
         await settle()
         hard, soft = road.tokens
         assert (hard.until_s, hard.hard) == (pytest.approx(3.0), True)
-        assert (soft.until_s, soft.hard) == (FAR_S, False)
+        assert (soft.until_s, soft.hard) == (LONG_S, False)
 
     drive(scenario())
 
@@ -747,6 +806,8 @@ def test_nothing_is_left_behind_after_many_requests(at_once: bool) -> None:
                 convoy, *(Seen({"x": rows(i % 9)}, 1, Token(2.0 + i, hard=True)) for i in range(turn % 7 + 1))
             )
             seen.update(riders)
+            for future in [rider.future for rider in riders]:  # or exceptions would be logged, and kept with the log
+                future.add_done_callback(lambda future: future.cancelled() or future.exception())
             if turn % 5 == 0:
                 convoy.abandon(riders[0])
                 riders[0].future.cancel()
@@ -757,7 +818,7 @@ def test_nothing_is_left_behind_after_many_requests(at_once: bool) -> None:
         assert is_idle(convoy)
         assert len(asyncio.all_tasks()) == 1
         assert [handle for handle in loop._scheduled if not handle.cancelled()] == []  # type: ignore[attr-defined]
-        del riders
+        del riders, future
         road.escorts.clear()
         road.tokens.clear()
         gc.collect()
