@@ -40,13 +40,13 @@ from planner.features import Array, Rows
 from planner.line import FAR_S
 from planner.pace import CALM_S, Pace
 from planner.plans import Answer, Plan, PlanSet
-from planner.tokens import Escort, LineAhead, Token
+from planner.tokens import PATIENCE_S, Escort, LineAhead, Token
 
 MOST_UNDER_WAY = 64  # groups of one convoy; far fewer are, where they stand in lines
 MOST_ROWS = 256  # of one group
 MOST_WAITING_ROWS = 65_536
 TAKEN_IN_S = 0.015  # whoever has waited for longer is not refused any more, but late
-MOST_WAIT_S = 15.0  # that who has no deadline is let in for
+MOST_WAIT_S = PATIENCE_S / 2  # that who has no deadline is let in for: the way takes time too
 MOST_RETRY_S = 30.0  # an estimate of hours only says that nobody gets on just now
 CROWD = 2  # rows that leave, for each that stands in line already: each group costs the gateway something
 
