@@ -214,7 +214,7 @@ class Engine:
         terms = target.terms
         shapes = tuple([(name, inputs[name].shape[1:]) for name in sorted(inputs)])
         # Plans of one step are made anew each time, and their only promise is to run that step.
-        which = plans.best.id if target.card is not None else id(plans)
+        which = (plans.best.id, target.exact) if target.card is not None else id(plans)
         key = (which, shapes, terms.priority, terms.user, terms.tags, terms.purpose)
         convoy = self._convoys.get(key)
         if convoy is None:

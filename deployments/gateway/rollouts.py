@@ -30,6 +30,7 @@ from planner.choosing import Chooser, Chosen
 from planner.errors import DeadlineExceeded, FenixError, NoPlan, Overloaded
 from planner.features import Array
 from planner.goals import Terms
+from planner.placed import Placed
 from planner.plans import Answer, Plan, PlanSet
 from planner.rollout.agreement import of_requests, same_rows
 from planner.rollout.latencies import Latencies
@@ -62,6 +63,9 @@ class Engine(Protocol):
     def withhold(self, extensions: frozenset[ExtensionId]) -> None: ...
 
     def choose_anew(self) -> None: ...
+
+    @property
+    def placed(self) -> Placed: ...
 
     def inline(self) -> frozenset[ExtensionId]: ...
 
@@ -279,7 +283,10 @@ class GatewayRollouts:
             return True
         if any(f"fallback for {extension}:" in record.note for record in outcome.steps):
             return False
-        return False if "fallback" in outcome.flags and outcome.plan.id != plan.id else None
+        if outcome.plan.id == plan.id:
+            return None
+        is_healthy = self._engine().placed.is_healthy(extension)
+        return None if is_healthy and "fallback" not in outcome.flags else False
 
     def _alike(self, trial: Trial) -> bool:
         """Whether both versions run in the same sort of place, so that what they take can be compared."""
