@@ -38,6 +38,18 @@ class Journaling:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoiceOptions:
+    """Who chooses among plans (`deployments/gateway/choosing.py`): `policy` is thompson, greedy, controller or first;
+    at most `share` of a goal's requests try what is not the best known, after `burst` for each of its plans. `weights`
+    is the controller's file."""
+
+    policy: str = "thompson"
+    share: float = 0.1
+    burst: float = 12.0
+    weights: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Installation:
     """Where a cluster keeps its things and where it listens: all that `deployments` needs of the settings."""
 
@@ -53,6 +65,7 @@ class Installation:
     hedge_share: float = 0.03  # of the calls may be sent twice
     fusion: Rules | None = None  # how readily chains are fused; None: never
     journal: Journaling | None = None  # None: nothing is recorded
+    choice: ChoiceOptions = ChoiceOptions()  # counts where there is a journal
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ and binary tensors) or `protocol.py` (protobuf, described in `openinference.prot
 
 messages.py     the records between the faces and the engine
 engine.py       analyse, plan, dispatch
+choosing.py     which of the plans serves whom
+rule_routes.py  what users pin or exclude
 codec.py        tensors and parameters over HTTP, both directions, for servers and clients
 protocol.py     the same over gRPC
 connection.py   one HTTP connection: limits against slow clients, and the way onto the express

@@ -17,12 +17,14 @@ from ray import serve
 
 from deployments.applications import Installation, Journaling
 from deployments.board import BoardClient, BoardFollower
-from deployments.gateway.engine import Engine, NotesFor
+from deployments.gateway.choosing import Choosing, choosing_of
+from deployments.gateway.engine import Engine, NotesFor, PlansWithout
 from deployments.gateway.feedback import FeedbackDesk
 from deployments.gateway.notes import NoteBook
 from deployments.gateway.recorder import Recorder, Recording
 from deployments.gateway.rollout_routes import rollout_routes
 from deployments.gateway.rollouts import GatewayRollouts
+from deployments.gateway.rule_routes import rule_routes
 from deployments.gateway.server import serve_grpc, serve_http
 from deployments.inline import InlineHost
 from deployments.ledger import LedgerClient
@@ -33,17 +35,20 @@ from deployments.steward import StewardClient
 from planner.breakers import Standing
 from planner.cards import ExtensionId
 from planner.catalogue import Catalogue
-from planner.choosing import FirstPlan
+from planner.choosing import Chooser, FirstPlan
 from planner.convoys import Unnoted
 from planner.errors import FenixError
+from planner.goals import Terms
 from planner.hedging import HedgedCalls, HedgeSettings, Hedging
 from planner.intent import SentenceEncoder, TfidfEncoder
+from planner.plans import PlanSet
 
 APPLICATION = "gateway"
 PROFILES_EVERY_S = 5.0
 USES_EVERY_S = 5.0  # until the steward says otherwise
 JUDGE_EVERY_S = 2.0
 _DRAIN_S = 10.0
+_NEWS_S = 5.0  # of what was learned are waited for so long
 _LAST_WRITE_S = 2.0  # for what the journal has not got yet; then it goes to disk
 _log = logging.getLogger("fenix.gateway")
 
@@ -60,9 +65,10 @@ class Gateway:
         hedging = Hedging(HedgeSettings(most_share=installation.hedge_share))
         self._hedged = HedgedCalls(calls, self._n_replicas, hedging)
         self._recorder = _recorder(installation.journal)
+        self._choosing = self._chooses(installation)
         self._rollouts = rollouts = GatewayRollouts(
             lambda: self._engine,
-            lambda goal, terms, plans, without: FirstPlan(plans),
+            _first if self._choosing is None else self._choosing.chooser_for,
             RolloutsClient(),
             keeps_answers=self._recorder is not None,
         )
@@ -75,11 +81,14 @@ class Gateway:
         )
         self._rules = RulesFollower(RolloutsClient(), rollouts.follow)
         await self._rules.start()
+        if self._choosing is not None:
+            await self._choosing.start()
         self._follower = CatalogueFollower(registry, self._follow)
         await self._follower.start()
         host, limits = installation.host, installation.limits
         desk = None if self._recorder is None else FeedbackDesk(LedgerClient(), self._recorder.flush)
-        routers = [rollout_routes(RolloutsClient())]
+        rules = rule_routes(None if self._choosing is None else LedgerClient(), self._rules_changed)
+        routers = [rollout_routes(RolloutsClient()), rules]
         self._http = await serve_http(self._engine, host, installation.http_port, limits, desk=desk, routers=routers)
         self._grpc = await serve_grpc(self._engine, host, installation.grpc_port, limits)
         self._inline = InlineHost(
@@ -105,6 +114,20 @@ class Gateway:
             return lambda model, version, goal, terms, plans: Unnoted()
         self._recorder.start()
         return NoteBook(self._recorder, installation.journal.sample_share).notes_for
+
+    def _chooses(self, installation: Installation) -> Choosing | None:
+        """Who chooses among plans; nobody where nothing is recorded, so that nothing can be learned."""
+        if installation.journal is None:
+            return None
+        return choosing_of(installation.choice, lambda: self._engine, LedgerClient(_NEWS_S), self._busy)
+
+    def _busy(self) -> float:
+        load = self._http.load
+        return load.running / load.most
+
+    async def _rules_changed(self) -> None:
+        if self._choosing is not None:
+            await self._choosing.hear_rules()
 
     async def _follow(self, catalogue: Catalogue) -> None:
         self._rollouts.foresee(catalogue)
@@ -177,6 +200,7 @@ class Gateway:
             "judge of extensions": not self._judging.done(),
             "rules follower": self._rules.alive(),
             "rollouts": not self._trying.done(),
+            "choice follower": self._choosing is None or self._choosing.alive(),
         }
         for name, alive in tasks.items():
             if not alive:
@@ -194,8 +218,14 @@ class Gateway:
         await self._rollouts.close()
         await self._inline.close()
         await self._rules.stop()
+        if self._choosing is not None:
+            await self._choosing.stop()
         await self._fares.stop()
         await self._follower.stop()
+
+
+def _first(goal: str, terms: Terms, plans: PlanSet, without: PlansWithout) -> Chooser:
+    return FirstPlan(plans)
 
 
 def _recorder(journal: Journaling | None) -> Recorder | None:

@@ -63,6 +63,11 @@ class Rule:
         who = [f" {word} {getattr(self, name)}" for word, name in _WHO.items() if getattr(self, name) != "*"]
         return f"{self.verb} {self.subject}{''.join(who)}"
 
+    @property
+    def of_extensions(self) -> bool:
+        """Whether its subject are extensions, not plans."""
+        return not self.subject.startswith(_PLAN)
+
     def concerns(self, goal: str, segment: str, user: str) -> bool:
         """Whether it is about such requests."""
         return fnmatchcase(user, self.user) and fnmatchcase(segment, self.segment) and fnmatchcase(goal, self.goal)
