@@ -353,7 +353,8 @@ class Convoy:
     def _start(self, riders: list[Rider], chosen: Chosen | None = None) -> None:
         if not riders:
             return
-        group = _Group(riders, chosen or self.chooser.choose(len(riders)), self._lines)
+        chosen = chosen or _chosen_before(riders) or self.chooser.choose(len(riders))
+        group = _Group(riders, chosen, self._lines)
         # A context of its own: the request that happens to be first may be cancelled, the group must not be.
         group.task = self._loop.create_task(self._go(group), context=contextvars.Context())
         self._under_way.add(group.task)
@@ -398,10 +399,10 @@ class Convoy:
         self._calm_pace.left(could, left_s, others_wait)
         return riders
 
-    def _go_now(self, riders: list[Rider]) -> None:
+    def _go_now(self, riders: list[Rider], chosen: Chosen | None = None) -> None:
         if not riders:
             return
-        chosen = self.chooser.choose(len(riders))
+        chosen = chosen or _chosen_before(riders) or self.chooser.choose(len(riders))
         if chosen.plan is not self.chooser.usual and not self._at_once(chosen.plan):
             self._start(riders, chosen)
             return
@@ -416,8 +417,8 @@ class Convoy:
         except FenixError as error:
             if _may_be_one(riders, error):
                 half = len(riders) // 2
-                self._go_now(riders[:half])
-                self._go_now(riders[half:])
+                self._go_now(riders[:half], chosen)
+                self._go_now(riders[half:], chosen)
             else:
                 self._refuse(riders, error, chosen, left_s)
         except Exception as error:
@@ -562,6 +563,12 @@ def _due_s(rider: Rider) -> float:
     ever."""
     token = rider.token
     return min(token.until_s, token.came_s + FAR_S) if token.came_s else token.until_s
+
+
+def _chosen_before(riders: Sequence[Rider]) -> Chosen | None:
+    """Of what is left of a group that failed, the plan of that group: another would hide who is guilty."""
+    group = riders[0].group
+    return None if group is None else group.chosen
 
 
 def _may_be_one(riders: Sequence[Rider], error: FenixError) -> bool:

@@ -27,7 +27,15 @@ from lineage.outcomes import Setting, split_trace_id
 from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.choosing import Chooser, Chosen
-from planner.errors import DeadlineExceeded, FenixError, NoPlan, Overloaded
+from planner.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    ExtensionBroken,
+    ExtensionRaised,
+    FenixError,
+    NoPlan,
+    Overloaded,
+)
 from planner.features import Array
 from planner.goals import Terms
 from planner.placed import Placed
@@ -51,6 +59,7 @@ NOBODY = "rollouts"  # in whose name it stands in lines
 UNNOTICED_MS = 1.0  # is added to what versions take: below it nobody minds a difference
 MOST_LATENCIES = 20_000  # that wait for a report
 MOST_ANSWERS = 20_000
+_OF_ONE = (ExtensionRaised, ExtensionBroken, BadRequest)  # a group that fails so is split down to the guilty
 _log = logging.getLogger("fenix.gateway")
 
 
@@ -508,8 +517,8 @@ def _hear(
     if also is not None:
         also(trace_ids, inputs, outcome, took_ms)
     try:
-        n = len(trace_ids) or n_requests
         n_rows = len(next(iter(inputs.values())))
+        n = len(trace_ids) or (1 if isinstance(outcome, _OF_ONE) else min(n_requests, n_rows))
         sizes = (n_rows,) if n == 1 else (1,) * n if n_rows == n else ()
         group = _Group(n, trace_ids, sizes, inputs, outcome)
         for trial, by_challenger, other in hearing:

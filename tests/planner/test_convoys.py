@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from planner.batching import Batchers
 from planner.calls import LocalCalls, Produced
 from planner.cards import Card, ExtensionId, Resources
+from planner.choosing import Chosen
 from planner.convoys import (
     MOST_RETRY_S,
     MOST_ROWS,
@@ -376,6 +378,45 @@ def test_a_group_that_fails_is_split_down_to_the_guilty(
                 assert got(rider) == [i + 1]
         assert road.most_under_way <= MOST_UNDER_WAY
         assert is_idle(convoy)
+
+    drive(scenario())
+
+
+class InTurn:
+    """Chooses one plan after the other."""
+
+    def __init__(self, *plans: Plan) -> None:
+        self.usual = plans[0]
+        self._plans = plans
+        self.n_requests: list[int] = []
+
+    def choose(self, n_requests: int) -> Chosen:
+        self.n_requests.append(n_requests)
+        return Chosen(self._plans[(len(self.n_requests) - 1) % len(self._plans)])
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_is_left_of_a_group_that_failed_is_tried_again_by_the_plan_that_was_chosen(at_once: bool) -> None:
+    async def scenario() -> None:
+        other = replace(PLAN, id="other")
+        ran: list[tuple[str, list[float]]] = []
+
+        async def dispatch(
+            plan: Plan, inputs: Mapping[str, Array], token: Token, alternatives: Sequence[Plan]
+        ) -> Answer:
+            ran.append((plan.id, inputs["x"].tolist()))
+            if plan is other and 2 in inputs["x"]:
+                raise ExtensionRaised("no")
+            return Answer({"y": Rows(inputs["x"])}, plan, ())
+
+        chooser = InTurn(other, PLAN)
+        convoy = Convoy(plans_of(PLAN, other), dispatch, lambda plan: at_once, None, chooser)
+        riders = board(convoy, *map(passenger, range(4)))
+        for _ in range(4):
+            await settle()
+        assert [heard(rider) for rider in riders] == [None, None, ExtensionRaised, None]
+        assert {plan for plan, _ in ran} == {"other"}
+        assert chooser.n_requests == [4]
 
     drive(scenario())
 

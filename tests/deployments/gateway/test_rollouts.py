@@ -191,6 +191,19 @@ def test_nobody_is_hurt_by_a_challenger_that_fails_and_every_failure_counts() ->
     house(scenario, {"size@1": whole, "size@2": broken})
 
 
+def test_of_requests_that_a_challenger_serves_together_only_the_guilty_counts_as_failed() -> None:
+    async def scenario(engine: Engine, rollouts: GatewayRollouts, desk: Desk) -> None:
+        rollouts.follow(rules(rollout(share=0.99)))
+        numbers = [np.array([i], np.float32) for i in (0, 1, 2, 5)]
+        answers = await asyncio.gather(*(ask(engine, x=x) for x in numbers))
+        assert answers == [("2", [0]), ("2", [1]), ("2", [2]), ("1", [5])]
+        await told(rollouts)
+        alone, _ = desk.all()
+        assert (alone["2"].n, alone["2"].n_failed) == (4, 1)
+
+    house(scenario, {"size@1": whole, "size@2": broken_above_2})
+
+
 def test_a_check_of_the_challenger_counts_a_failure_of_it_alone() -> None:
     async def scenario(engine: Engine, rollouts: GatewayRollouts, desk: Desk) -> None:
         rollouts.follow(rules(rollout(share=0.5, checked=1.0)))
