@@ -42,7 +42,7 @@ from planner.errors import BadCard, ClusterDown, FenixError
 
 if TYPE_CHECKING:
     # Importing it imports Ray, which must come after the flags.
-    from deployments.applications import Installation, Journaling
+    from deployments.applications import ChoiceOptions, Installation, Journaling
     from planner.fusion import Rules
 
 Report = Callable[[str], None]
@@ -296,6 +296,7 @@ def installation(settings: Settings) -> Installation:
         hedge_share=limits.hedge_share,
         fusion=_fusion(settings.fusion),
         journal=_journaling(settings),
+        choice=_choice(settings),
     )
 
 
@@ -311,6 +312,13 @@ def _journaling(settings: Settings) -> Journaling | None:
         sample_share=journal.sample_share,
         spool_bytes=journal.spool_mib << 20,
     )
+
+
+def _choice(settings: Settings) -> ChoiceOptions:
+    from deployments.applications import ChoiceOptions
+
+    choice = settings.choice
+    return ChoiceOptions(choice.policy, choice.share, choice.burst, str(choice.weights or ""))
 
 
 def _fusion(settings: FusionSettings) -> Rules | None:

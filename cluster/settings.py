@@ -136,6 +136,29 @@ class JournalSettings(Section):
     )
 
 
+class ChoiceSettings(Section):
+    """Who chooses among the plans for a goal. Counts where a journal is kept; without, it is the planner's first."""
+
+    policy: Literal["thompson", "greedy", "controller", "first"] = Field(
+        default="thompson",
+        description="How plans are chosen: by how likely each is the best; the best known and trials by chance; "
+        "by a trained controller; or always the planner's first.",
+    )
+    share: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="Most requests of a goal that try what is not believed to be the best."
+    )
+    burst: Annotated[float, Field(ge=0)] = Field(
+        default=12.0, description="Requests of a goal, for each of its plans, that may try others before that counts."
+    )
+    weights: Folder | None = Field(default=None, description="The controller's weights, a safetensors file.")
+
+    @model_validator(mode="after")
+    def _weights_for_the_controller(self) -> ChoiceSettings:
+        if self.policy == "controller" and self.weights is None:
+            raise ValueError("choice.policy is controller, and choice.weights names no file")
+        return self
+
+
 class Settings(Section):
     """Everything that can be set. `model_dump(mode="json")` is the plain dictionary that the layers below get."""
 
@@ -164,6 +187,7 @@ class Settings(Section):
     gateway: GatewaySettings = GatewaySettings()
     fusion: FusionSettings = FusionSettings()
     journal: JournalSettings = JournalSettings()
+    choice: ChoiceSettings = ChoiceSettings()
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Settings:
@@ -293,7 +317,7 @@ def _leaves(node: yaml.Node, prefix: str, path: Path) -> Iterator[tuple[str, tup
             raise BadCard(f"{where}: {key!r} is set twice.", hint="Keep one of the two.")
         seen.add(key)
         value = _value(value_node)
-        if key in {"ray", "mlflow", "gateway", "fusion", "journal"}:
+        if key in {"ray", "mlflow", "gateway", "fusion", "journal", "choice"}:
             if value is not None:
                 yield from _leaves(value_node, f"{key}.", path)
         else:
