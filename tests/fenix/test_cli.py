@@ -358,8 +358,13 @@ def test_help_answers_at_once() -> None:
 
 
 def _commands() -> dict[str, Any]:
+    """By name; a group of commands has the parameters of all of them."""
     group: Any = typer.main.get_command(app)
-    return dict(group.commands)
+    found = dict(group.commands)
+    for command in found.values():
+        for part in getattr(command, "commands", {}).values():
+            command.params = [*command.params, *part.params]
+    return found
 
 
 def _section(name: str) -> str:
