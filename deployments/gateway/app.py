@@ -20,12 +20,14 @@ from deployments.board import BoardClient, BoardFollower
 from deployments.gateway.choosing import Choosing, choosing_of
 from deployments.gateway.engine import Engine, NotesFor, PlansWithout
 from deployments.gateway.feedback import FeedbackDesk
+from deployments.gateway.metrics import observing_routes
 from deployments.gateway.notes import NoteBook
 from deployments.gateway.recorder import Recorder, Recording
 from deployments.gateway.rollout_routes import rollout_routes
 from deployments.gateway.rollouts import GatewayRollouts
 from deployments.gateway.rule_routes import rule_routes
 from deployments.gateway.server import serve_grpc, serve_http
+from deployments.gateway.tally import Tally
 from deployments.inline import InlineHost
 from deployments.ledger import LedgerClient
 from deployments.registry import CatalogueFollower, RegistryClient
@@ -88,9 +90,13 @@ class Gateway:
         host, limits = installation.host, installation.limits
         desk = None if self._recorder is None else FeedbackDesk(LedgerClient(), self._recorder.flush)
         rules = rule_routes(None if self._choosing is None else LedgerClient(), self._rules_changed)
-        routers = [rollout_routes(RolloutsClient()), rules]
-        self._http = await serve_http(self._engine, host, installation.http_port, limits, desk=desk, routers=routers)
-        self._grpc = await serve_grpc(self._engine, host, installation.grpc_port, limits)
+        tally, ledger = Tally(), None if self._recorder is None else LedgerClient()
+        observing = observing_routes(engine, tally, ledger, self._recorder)
+        routers = [rollout_routes(RolloutsClient()), rules, *observing]
+        self._http = await serve_http(
+            self._engine, host, installation.http_port, limits, desk=desk, routers=routers, tally=tally
+        )
+        self._grpc = await serve_grpc(self._engine, host, installation.grpc_port, limits, tally=tally)
         self._inline = InlineHost(
             engine.placed,
             engine.placements,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ import orjson
 from deployments.gateway.codec import MAX_ID_CHARS, decode_request, internal_error, json_data, output_arrays
 from deployments.gateway.limits import Limits, Load
 from deployments.gateway.messages import Engine, Route
+from deployments.gateway.tally import Meter, Tally
 from planner.convoys import MOST_ROWS, Rider
 from planner.errors import FenixError
 from planner.features import DATATYPES, Array, datatype_of
@@ -52,10 +54,11 @@ _Tensor = tuple[str, frozenset[type], np.dtype[Any], tuple[int, ...], float]
 class Kind:
     """Requests that differ in nothing but their numbers and their id."""
 
-    __slots__ = ("_head", "_words", "route", "tensors")
+    __slots__ = ("_head", "_words", "meter", "route", "tensors")
 
-    def __init__(self, route: Route, tensors: tuple[_Tensor, ...], words: _Words):
+    def __init__(self, route: Route, tensors: tuple[_Tensor, ...], words: _Words, meter: Meter):
         self.route = route
+        self.meter = meter
         self.tensors = tensors
         self._words = words
         self._head = b'{"model_name":%s,"model_version":%s,' % (orjson.dumps(route.model), orjson.dumps(route.version))
@@ -119,27 +122,33 @@ class _Words:
 class Ride(Rider):
     """One request on the express."""
 
-    __slots__ = ("_done", "_id", "_kind", "_load", "_reply")
+    __slots__ = ("_began_s", "_done", "_id", "_kind", "_load", "_reply")
 
     def __init__(self, kind: Kind, inputs: dict[str, Array], token: Token, id: str, reply: Reply, load: Load) -> None:
         self.inputs, self.n_rows, self.token, self.group = inputs, kind.route.n_rows, token, None
         self._kind, self._id, self._reply, self._load = kind, id, reply, load
         self._done = False
+        self._began_s = perf_counter()
 
     def arrive(self, answer: Answer, start: int, stop: int, trace_id: str) -> None:
         if self._end():
             try:
                 body = self._kind.encode(answer, start, stop, self._id, trace_id)
             except FenixError as error:
-                self._reply.refuse(error)
+                self._refuse(error)
             except Exception as error:
-                self._reply.refuse(internal_error(error))
+                self._refuse(internal_error(error))
             else:
                 self._reply.answer(body)
+                self._kind.meter.answered(perf_counter() - self._began_s)
 
     def fail(self, error: FenixError) -> None:
         if self._end():
-            self._reply.refuse(error)
+            self._refuse(error)
+
+    def _refuse(self, error: FenixError) -> None:
+        self._reply.refuse(error)
+        self._kind.meter.refused[error.status] += 1
 
     def leave(self) -> None:
         """The client has gone."""
@@ -158,10 +167,11 @@ class Ride(Rider):
 class Express:
     """Takes the requests that are wholly ordinary."""
 
-    def __init__(self, engine: Engine, limits: Limits, load: Load) -> None:
+    def __init__(self, engine: Engine, limits: Limits, load: Load, tally: Tally | None = None) -> None:
         self._engine = engine
         self._limits = limits
         self._load = load
+        self._tally = tally or Tally()
         self._kinds: dict[Any, Kind] = {}
         self._words = _Words()
         self._time_s: Callable[[], float] = asyncio.get_running_loop().time
@@ -225,5 +235,5 @@ class Express:
             tensors.append((name, allowed, values.dtype, values.shape, most))
         if len(self._kinds) >= MOST_KINDS:
             self._kinds.clear()
-        kind = self._kinds[key] = Kind(route, tuple(tensors), self._words)
+        kind = self._kinds[key] = Kind(route, tuple(tensors), self._words, self._tally.meter(route.model))
         return kind

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from deployments.gateway.codec import internal_error
 from deployments.gateway.limits import Limits
 from deployments.gateway.messages import Engine
 from deployments.gateway.protocol import SERVICE, decode_infer_request, encode_infer_answer, message, parse
+from deployments.gateway.tally import Tally
 from planner.errors import FenixError, Overloaded
 
 # HTTP/2 headers are bounded (8 KiB by default in most clients), and details travel in one.
@@ -30,9 +32,10 @@ _Answer = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 class Service:
     """The methods of GRPCInferenceService. Each takes and gives a message, but for ModelInfer, which takes bytes."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, tally: Tally | None = None) -> None:
         self._engine = engine
         self._limits = limits
+        self._tally = tally or Tally()
         self._running = 0
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -53,12 +56,20 @@ class Service:
         if self._running >= self._limits.max_concurrent:
             raise Overloaded(f"{self._running} requests are under way.", hint="Retry later.")
         self._running += 1
+        began_s, model = perf_counter(), ""
         try:
             request, typed = decode_infer_request(raw, self._limits.max_rows)
+            model = request.model
             remaining_s = context.time_remaining()
             if remaining_s is not None and "deadline_ms" not in request.terms:
                 request = replace(request, terms={**request.terms, "deadline_ms": max(remaining_s * 1e3, 0.001)})
-            return encode_infer_answer(await self._engine.infer(request), typed)
+            answer = await self._engine.infer(request)
+            encoded = encode_infer_answer(answer, typed)
+            self._tally.meter(answer.model).answered(perf_counter() - began_s)
+            return encoded
+        except FenixError as error:
+            self._tally.refused(model, error.status)
+            raise
         finally:
             self._running -= 1
 

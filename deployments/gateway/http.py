@@ -13,6 +13,7 @@ import contextlib
 import math
 import zlib
 from collections.abc import Callable, Iterable, MutableMapping
+from time import perf_counter
 from typing import Any, TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.gateway.codec import decode_request, encode_answer, encode_error, internal_error
 from deployments.gateway.limits import Limits, Load
 from deployments.gateway.messages import Engine, InferAnswer
+from deployments.gateway.tally import Tally
 from deployments.gateway.uploads import FEEDBACK_PATH
 from deployments.gateway.uploads import MEDIA as UPLOAD_MEDIA
 from planner.errors import BadRequest, BodyTooLarge, Cancelled, FenixError, Overloaded, WrongMedia, WrongMethod
@@ -76,19 +78,22 @@ def error_headers(error: FenixError, allow: str = "POST") -> list[Header]:
 class HttpApp:
     """The ASGI application of one gateway."""
 
-    def __init__(self, engine: Engine, rest: ASGIApp, limits: Limits, load: Load | None = None) -> None:
+    def __init__(
+        self, engine: Engine, rest: ASGIApp, limits: Limits, load: Load | None = None, tally: Tally | None = None
+    ) -> None:
         self._engine = engine
         self._rest = rest
         self._limits = limits
         self._load = load or Load(limits.max_concurrent)
+        self._tally = tally or Tally()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
         exchange = _Exchange(receive, send)
+        target = target_of(scope["path"])
         try:
-            target = target_of(scope["path"])
             if target is None and scope["method"] != "POST":
                 await self._rest(scope, receive, exchange.send)  # short, bodiless and never refused: health, metadata
                 return
@@ -104,14 +109,19 @@ class HttpApp:
                 self._load.running -= 1
                 exchange.unwatch()
         except FenixError as error:
-            await exchange.refuse(error)
+            await self._refuse(exchange, target, error)
         except asyncio.CancelledError:
             # This task is the server's and ends here in any case. Either the client left, and nobody reads what we
             # say, or the server stops without waiting any longer.
             if not exchange.client_left:
                 await exchange.refuse(Overloaded("the gateway is stopping.", hint="Retry."))
         except Exception as error:
-            await exchange.refuse(internal_error(error))
+            await self._refuse(exchange, target, internal_error(error))
+
+    async def _refuse(self, exchange: _Exchange, target: tuple[str, str] | None, error: FenixError) -> None:
+        if target is not None:
+            self._tally.refused(target[0], error.status)
+        await exchange.refuse(error)
 
     async def _infer(self, scope: Scope, exchange: _Exchange, model: str, version: str) -> None:
         if scope["method"] != "POST":
@@ -130,6 +140,7 @@ class HttpApp:
             ),
         )
         exchange.watch()
+        began_s = perf_counter()
         answer = await self._engine.infer(request)
         encoded = await aside(values_bytes(answer), lambda: encode_answer(answer, form))
         length = (b"content-length", b"%d" % len(encoded.body))
@@ -139,6 +150,7 @@ class HttpApp:
             headers = [_BINARY, length, (b"inference-header-content-length", b"%d" % encoded.header_bytes)]
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         await exchange.send({"type": "http.response.body", "body": encoded.body})
+        self._tally.meter(answer.model).answered(perf_counter() - began_s)
 
     async def _hand_over(self, scope: MutableMapping[str, Any], exchange: _Exchange) -> None:
         head = _Head(scope["headers"], _MORE_MEDIA.get(scope["path"], _NO_MEDIA))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -66,6 +67,7 @@ from deployments.gateway.schemas import (
     Tensor,
     TermsBody,
 )
+from deployments.gateway.tally import Tally
 from deployments.gateway.uploads import FEEDBACK_PATH
 from deployments.gateway.uploads import MEDIA as UPLOAD_MEDIA
 from planner.errors import (
@@ -178,10 +180,14 @@ class StrictRoute(_Route):
 
 
 def create_app(
-    engine: Engine, limits: Limits, desk: FeedbackDesk | None = None, routers: Sequence[APIRouter] = ()
+    engine: Engine,
+    limits: Limits,
+    desk: FeedbackDesk | None = None,
+    routers: Sequence[APIRouter] = (),
+    tally: Tally | None = None,
 ) -> FastAPI:
     """The FastAPI application over `engine`, and over the journal behind `desk`, if there is one; `routers` have more
-    routes. Also serves `/openapi.json`, which includes the raw infer routes."""
+    routes, `tally` counts the requests. Also serves `/openapi.json`, which includes the raw infer routes."""
     app = FastAPI(
         title="Fenix",
         version=server_version(),
@@ -193,7 +199,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _explain_http)
     app.add_exception_handler(RequestValidationError, _explain_validation)
     app.include_router(_v2(engine))
-    app.include_router(_v1(engine, limits))
+    app.include_router(_v1(engine, limits, tally or Tally()))
     app.include_router(_journal(desk))
     for router in routers:
         app.include_router(router)
@@ -273,7 +279,7 @@ _RequestId = Annotated[str, Header(max_length=MAX_ID_CHARS, description="The id 
 _Offset = Annotated[int, Query(ge=0, le=2**53, description="Leave out the first ones.")]
 
 
-def _v1(engine: Engine, limits: Limits) -> APIRouter:
+def _v1(engine: Engine, limits: Limits, tally: Tally) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["Fenix"], route_class=StrictRoute)
 
     @router.post("/infer", response_model=AnswerBody, responses=_RUNNING)
@@ -282,8 +288,14 @@ def _v1(engine: Engine, limits: Limits) -> APIRouter:
         n_bytes = len(await request.body())
         inputs = await aside(n_bytes, lambda: decode_inputs(_tensors(body.inputs), limits.max_rows))
         asked = replace(_request(body, inputs, tuple(body.outputs), body.id or x_request_id), detailed=True)
-        explanation = await engine.explain(asked) if body.explain else None
-        answer = await engine.infer(asked)
+        began_s = perf_counter()
+        try:
+            explanation = await engine.explain(asked) if body.explain else None
+            answer = await engine.infer(asked)
+        except FenixError as error:
+            tally.refused(asked.model, error.status)
+            raise
+        tally.meter(answer.model).answered(perf_counter() - began_s)
         # Written here, for FastAPI would do it on the loop.
         text = await aside(values_bytes(answer), lambda: AnswerBody.of(answer, explanation).model_dump_json())
         return Response(text, media_type="application/json")

@@ -23,6 +23,7 @@ from deployments.gateway.http import HttpApp
 from deployments.gateway.limits import Limits, Load
 from deployments.gateway.messages import Engine
 from deployments.gateway.rest import create_app
+from deployments.gateway.tally import Tally
 
 # Descriptors of the one listening socket. libuv accepts one connection per descriptor and turn of the loop; with one
 # alone, 128 clients that came while requests were served waited for up to 0.4 s to be let in.
@@ -58,18 +59,20 @@ async def serve_http(
     *,
     desk: FeedbackDesk | None = None,
     routers: Sequence[APIRouter] = (),
+    tally: Tally | None = None,
 ) -> HttpServer:
     """Serves `engine` over HTTP on the running loop; returns when connections are accepted. Port 0 picks a free one.
-    `desk` takes feedback; without one that is refused. `routers` have more routes than there are anyway.
+    `desk` takes feedback; without one that is refused. `routers` have more routes than there are anyway,
+    `tally` counts the requests.
 
     Raises OSError when the address cannot be bound.
     """
     limits = limits or Limits()
-    load = Load(limits.max_concurrent)
+    load, tally = Load(limits.max_concurrent), tally or Tally()
     listener = listening_socket(host, port)
     config = uvicorn.Config(
-        HttpApp(engine, create_app(engine, limits, desk, routers), limits, load),
-        http=connection_class(limits, Express(engine, limits, load)),
+        HttpApp(engine, create_app(engine, limits, desk, routers, tally), limits, load, tally),
+        http=connection_class(limits, Express(engine, limits, load, tally)),
         ws="none",
         loop="none",  # the running one
         interface="asgi3",
@@ -103,7 +106,9 @@ class GrpcServer:
         await self._server.stop(grace_s)
 
 
-async def serve_grpc(engine: Engine, host: str, port: int, limits: Limits | None = None) -> GrpcServer:
+async def serve_grpc(
+    engine: Engine, host: str, port: int, limits: Limits | None = None, *, tally: Tally | None = None
+) -> GrpcServer:
     """Serves `engine` over gRPC on the running loop, without TLS. Port 0 picks a free one.
 
     Raises OSError when the address cannot be bound.
@@ -118,7 +123,7 @@ async def serve_grpc(engine: Engine, host: str, port: int, limits: Limits | None
             ("grpc.server_handshake_timeout_ms", int(limits.read_timeout_s * 1e3)),
         ]
     )
-    server.add_generic_rpc_handlers((Service(engine, limits).handler(),))
+    server.add_generic_rpc_handlers((Service(engine, limits, tally).handler(),))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound = server.add_insecure_port(address)

@@ -101,6 +101,7 @@ class QualityLearner:
     """A `lineage.learners.Learner`. Feedback that is changed counts as it is now: what was said before is taken back.
 
     Questions, with `window_s` None for all that is remembered:
+    ("known",) -> the ids of the versions that it knows;
     ("version", id, window_s, segment or None) -> Figures;
     ("plans", goal, window_s, segment or None) -> Figures by plan id, the busiest `SHOWN_PLANS`;
     ("overview", window_s) -> Overview, at most `CACHE_S` old, of at most `OVERVIEW` versions and plans;
@@ -279,6 +280,7 @@ class QualityLearner:
     def answer(self, question: str, *arguments: Any) -> Any:
         """See the class. Raises FenixError for another question."""
         answers: dict[str, Callable[..., Any]] = {
+            "known": lambda: tuple(self._versions),
             "version": self._version,
             "plans": self._plans_of,
             "overview": self._overview,

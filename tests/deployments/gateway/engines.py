@@ -16,6 +16,7 @@ from deployments.gateway.feedback import FeedbackDesk
 from deployments.gateway.limits import Limits
 from deployments.gateway.messages import Explanation, InferAnswer, InferRequest
 from deployments.gateway.server import GrpcServer, HttpServer, serve_grpc, serve_http
+from deployments.gateway.tally import Tally
 from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.errors import BadInput, BadRequest, NoPlan, NotFound, Overloaded, Unsure, near
@@ -253,11 +254,13 @@ def served_http(
 
 
 @contextmanager
-def served_grpc(limits: Limits | None = None, engine: NumpyEngine | None = None) -> Iterator[Served]:
+def served_grpc(
+    limits: Limits | None = None, engine: NumpyEngine | None = None, tally: Tally | None = None
+) -> Iterator[Served]:
     """gRPC on a free port of this machine, until the block ends."""
     with loop_thread() as loop:
         engine = engine or NumpyEngine()
-        server = loop.run(serve_grpc(engine, "127.0.0.1", 0, limits))
+        server = loop.run(serve_grpc(engine, "127.0.0.1", 0, limits, tally=tally))
         try:
             yield Served(engine, loop, server)
         finally:

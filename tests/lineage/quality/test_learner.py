@@ -167,6 +167,7 @@ def test_a_request_by_the_name_of_an_extension_counts_for_it_and_for_no_plan() -
     learner, _ = heard(journal)
     assert version(learner, "read@2").n == 1
     assert learner.answer("overview", HOUR_S).plans == {}
+    assert learner.answer("known") == ("read@2",)
 
 
 def test_truth_that_was_changed_counts_as_it_is_now() -> None:
@@ -415,7 +416,7 @@ def test_what_was_answered_lately_is_answered_again_without_looking() -> None:
 def test_another_question_is_refused() -> None:
     with pytest.raises(FenixError, match="not asked 'weather'") as told:
         QualityLearner().answer("weather")
-    assert "version, plans, overview, findings" in told.value.hint
+    assert "known, version, plans, overview, findings" in told.value.hint
 
 
 @pytest.fixture
