@@ -88,7 +88,9 @@ class Gateway:
         self._follower = CatalogueFollower(registry, self._follow)
         await self._follower.start()
         host, limits = installation.host, installation.limits
-        desk = None if self._recorder is None else FeedbackDesk(LedgerClient(), self._recorder.flush)
+        desk = None
+        if self._recorder is not None and self._choosing is not None:
+            desk = FeedbackDesk(LedgerClient(), self._recorder.flush, beliefs=self._choosing.beliefs)
         rules = rule_routes(None if self._choosing is None else LedgerClient(), self._rules_changed)
         tally, ledger = Tally(), None if self._recorder is None else LedgerClient()
         observing = observing_routes(engine, tally, ledger, self._recorder)

@@ -18,7 +18,8 @@ from lineage.bulk import Format
 from lineage.errors import FenixError, RequestNotFound
 from lineage.feedback import Feedback
 from lineage.journal import MOST_TOLD, Given, Refusal
-from lineage.outcomes import Outcome, split_trace_id
+from lineage.outcomes import Outcome, Setting, split_trace_id
+from planner.choice.posteriors import Belief
 from planner.errors import BodyTooLarge, Overloaded
 
 MOST_DOCUMENTS = 10_000  # of JSON at once
@@ -51,12 +52,15 @@ class FeedbackDesk:
         flush: Flush,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.time,
+        beliefs: Callable[[Setting], Mapping[str, Belief]] = lambda setting: {},
     ) -> None:
-        """`flush` has the gateway's own recorder write what it has, within so many seconds. `clock` is since 1970."""
+        """`flush` has the gateway's own recorder write what it has, within so many seconds. `clock` is since 1970.
+        `beliefs` are about the plans that were considered for a request, as far as there are any."""
         self._ledger = ledger
         self._flush = flush
         self._sleep = sleep
         self._clock = clock
+        self.beliefs = beliefs
         self._flushing: asyncio.Task[None] | None = None
         self._n_uploads = self._n_waiting = 0
 

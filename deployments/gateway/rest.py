@@ -389,7 +389,8 @@ def _journal(desk: FeedbackDesk | None) -> APIRouter:
         trace_id: Annotated[str, Path(description="As the answer's parameters have it.", examples=[EXAMPLE_TRACE_ID])],
     ) -> OutcomeInfo:
         """What became of one request: what could have answered it, what did, step by step, and what is kept of it."""
-        return OutcomeInfo.of(await at_desk().find(trace_id))
+        found = await at_desk().find(trace_id)
+        return OutcomeInfo.of(found, at_desk().beliefs(found.setting))
 
     return router
 

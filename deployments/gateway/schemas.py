@@ -19,6 +19,7 @@ from deployments.gateway.metadata import ModelInfo, Running, parts_of, placement
 from lineage.journal import Given
 from lineage.outcomes import Kept, Outcome
 from planner.cards import Card, ExtensionId, Placement, Sharing
+from planner.choice.posteriors import Belief
 from planner.features import Array, Port, datatype_of
 from planner.goals import Goal, Terms
 from planner.plans import Binding, Plan, StepRecord
@@ -646,11 +647,38 @@ class StepOutcome(Closed):
     batch_rows: int
 
 
+class BeliefInfo(Closed):
+    """What is believed of a plan for requests like this one, as of now: the share of right rows with the interval that
+    it lies in with 95 %, and what that weighs in judged rows; the share of failures; median latency and cost."""
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    accuracy_rows: float
+    failures: float
+    p50_ms: float
+    cost: float
+
+    @classmethod
+    def of(cls, belief: Belief) -> BeliefInfo:
+        low, high = belief.accuracy_interval()
+        return cls(
+            accuracy=belief.accuracy,
+            accuracy_low=low,
+            accuracy_high=high,
+            accuracy_rows=belief.accuracy_weight,
+            failures=belief.failures,
+            p50_ms=belief.p50_ms,
+            cost=belief.cost,
+        )
+
+
 class ConsideredInfo(Closed):
     """A plan that could have been taken, and how probable that was."""
 
     plan: str
     probability: float
+    believed: BeliefInfo | None = Field(description="Null for a plan that is not made any more.")
 
 
 class OutcomeTerms(Closed):
@@ -688,6 +716,7 @@ class OutcomeInfo(Closed):
     chosen: str
     probability: float | None = Field(description="With which `chosen` was taken; null: unknown.")
     considered: list[ConsideredInfo]
+    reason: str = Field(description="Why `chosen` was; empty where there was no choice.")
     epoch: int = Field(description="Of the catalogue.")
     steps: list[StepOutcome]
     latency_ms: float
@@ -701,8 +730,10 @@ class OutcomeInfo(Closed):
     sampled: bool = Field(description="Whether the journal also has the inputs.")
 
     @classmethod
-    def of(cls, outcome: Outcome) -> OutcomeInfo:
+    def of(cls, outcome: Outcome, beliefs: Mapping[str, Belief]) -> OutcomeInfo:
+        """`beliefs` are those of the plans that were considered."""
         setting = outcome.setting
+        believed = {plan: BeliefInfo.of(belief) for plan, belief in beliefs.items()}
         return cls(
             trace_id=outcome.trace_id,
             answered_s=outcome.at_s,
@@ -712,7 +743,11 @@ class OutcomeInfo(Closed):
             plan=setting.plan,
             chosen=setting.chosen or setting.plan,
             probability=setting.propensity,
-            considered=[ConsideredInfo(plan=plan, probability=chance) for plan, chance in setting.considered],
+            considered=[
+                ConsideredInfo(plan=plan, probability=chance, believed=believed.get(plan))
+                for plan, chance in setting.considered
+            ],
+            reason=setting.reason,
             epoch=setting.epoch,
             steps=[StepOutcome(**{n: getattr(step, n) for n in StepOutcome.model_fields}) for step in outcome.steps],
             latency_ms=outcome.latency_ms,
