@@ -20,6 +20,7 @@ settings.load_profile("fenix")
 flags.apply()
 
 from cluster import lifecycle  # noqa: E402
+from tests.postgres import PostgresServer, postgres_server  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,22 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
             print(line, flush=True)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for all tests that want one. Who ends it starts it again."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/fenix.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.database()
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
-"""The journal's store: on SQLite, and on PostgreSQL too where FENIX_TEST_POSTGRES has the URL of an empty database."""
+"""The journal's store, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,23 +18,18 @@ from lineage.columns import BrokenChunk
 from lineage.database import open_database
 from lineage.errors import FeedbackRefused, NotYourRequest, RequestNotFound, StoreUnavailable
 from lineage.feedback import Feedback
-from lineage.journal import _CHUNKS, _METADATA, BATCH_ROWS, MOST_TOLD, PAGE_CHUNKS, JournalStore
+from lineage.journal import _CHUNKS, BATCH_ROWS, MOST_TOLD, PAGE_CHUNKS, Given, JournalStore
 from lineage.outcomes import Setting
 from tests.lineage.outcomes import DIGIT, RUN, add, chunk, trace
+from tests.postgres import PostgresServer
 
-POSTGRES = os.environ.get("FENIX_TEST_POSTGRES", "")
 OTHER = "f" * 20
 NOW_S = 5_000.0
 
 
-@pytest.fixture(params=["sqlite", *(["postgresql"] if POSTGRES else [])])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/fenix.db"
-    engine = open_database(POSTGRES)
-    _METADATA.drop_all(engine)
-    engine.dispose()
-    return POSTGRES
+@pytest.fixture
+def url(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture
@@ -222,6 +215,22 @@ def test_an_empty_journal_has_figures_too(store: JournalStore) -> None:
     assert (figures.n_chunks, figures.n_requests, figures.n_bytes, figures.from_s) == (0, 0, 0, None)
 
 
+def test_what_was_acknowledged_survives_the_death_of_the_database(postgres: PostgresServer) -> None:
+    store = JournalStore(open_database(postgres.database()))
+    try:
+        store.append(RUN, [chunk(0, [1, 2])])
+        assert store.give([truth(0, 1)], NOW_S).new == 1
+        postgres.kill()
+        try:
+            with pytest.raises(StoreUnavailable, match="refused"):
+                store.give([truth(1, 2)], NOW_S)
+        finally:
+            postgres.start()
+        assert store.give([truth(0, 1), truth(1, 2)], NOW_S) == Given(new=1, repeated=1)
+    finally:
+        store.close()
+
+
 def test_a_damaged_chunk_hurts_nobody_else(store: JournalStore) -> None:
     store.append(RUN, [chunk(0, [1]), chunk(1, [2])])
     with store._engine.begin() as connection:
@@ -247,7 +256,7 @@ _GIVE = """
 import sys
 from lineage.database import open_database
 from lineage.feedback import Feedback
-from lineage.journal import JournalStore
+from lineage.journal import _CHUNKS, BATCH_ROWS, MOST_TOLD, PAGE_CHUNKS, Given, JournalStore
 from tests.lineage.outcomes import chunk, trace
 
 store = JournalStore(open_database(sys.argv[1]))

@@ -16,14 +16,17 @@ from tests.planner.doubles import card
 GOAL = Goal("add", (Port("x", Feature("number")),), (Port("y", Feature("number")),), terms=Terms(tags=frozenset({"a"})))
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CatalogueStore]:
     if request.param == "memory":
         yield MemoryCatalogueStore()
-    else:
-        sql = SqlCatalogueStore(f"sqlite:///{tmp_path}/fenix.db")
-        yield sql
-        sql.close()
+        return
+    on_sqlite = request.param == "sqlite"
+    sql = SqlCatalogueStore(
+        f"sqlite:///{tmp_path}/fenix.db" if on_sqlite else request.getfixturevalue("postgres").database()
+    )
+    yield sql
+    sql.close()
 
 
 def test_an_empty_store_holds_epoch_zero(store: CatalogueStore) -> None:
@@ -54,12 +57,11 @@ def test_a_change_out_of_line_is_refused_and_writes_nothing(store: CatalogueStor
     assert list(store.load().cards) == ["a@1"]
 
 
-def test_the_sql_store_survives_its_process(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/fenix.db"
-    first = SqlCatalogueStore(url)
+def test_the_sql_store_survives_its_process(database_url: str) -> None:
+    first = SqlCatalogueStore(database_url)
     first.write(Change(1, (card("a"),)))
     first.close()
-    second = SqlCatalogueStore(url)
+    second = SqlCatalogueStore(database_url)
     assert second.load().epoch == 1
     second.close()
 
