@@ -57,6 +57,7 @@ PATIENCE_S = 30.0  # of what nobody waits for
 LEAST_URGENT = 9
 NOBODY = "rollouts"  # in whose name it stands in lines
 UNNOTICED_MS = 1.0  # is added to what versions take: below it nobody minds a difference
+BLUR = 0.1  # and each is changed by about so much: times that hardly vary could not be told apart from none
 MOST_LATENCIES = 20_000  # that wait for a report
 MOST_ANSWERS = 20_000
 _OF_ONE = (ExtensionRaised, ExtensionBroken, BadRequest)  # a group that fails so is split down to the guilty
@@ -315,7 +316,7 @@ class GatewayRollouts:
                     return None
                 profile = card.profile
                 total_ms += record.ran_ms * profile.p50_ms(1) / max(profile.p50_ms(record.batch_rows), 1e-6)
-        return total_ms + UNNOTICED_MS if total_ms > 0.0 else None
+        return (total_ms + UNNOTICED_MS) * self._rng.lognormvariate(0.0, BLUR) if total_ms > 0.0 else None
 
     # ------------------------------------------------------------------------------------------------ comparing
 
