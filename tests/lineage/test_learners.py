@@ -37,8 +37,8 @@ def given(seq: int, label: int) -> Feedback:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[JournalStore]:
-    opened = JournalStore(open_database(f"sqlite:///{tmp_path}/fenix.db"))
+def store(database_url: str) -> Iterator[JournalStore]:
+    opened = JournalStore(open_database(database_url))
     yield opened
     opened.close()
 
@@ -153,14 +153,15 @@ for seq in range(10_000):
 """
 
 
-def test_a_process_killed_while_its_learners_hear_and_save_leaves_a_state_that_fits_its_place(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/fenix.db"
-    with subprocess.Popen([sys.executable, "-c", _FOLLOW, url], stdout=subprocess.PIPE, text=True) as process:
+def test_a_process_killed_while_its_learners_hear_and_save_leaves_a_state_that_fits_its_place(
+    database_url: str,
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", _FOLLOW, database_url], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for _ in range(40):
             process.stdout.readline()
         process.send_signal(signal.SIGKILL)
-    store = JournalStore(open_database(url))
+    store = JournalStore(open_database(database_url))
     place = store.place("tally")
     assert place is not None
     assert len(json.loads(place.state)[0]) > 0

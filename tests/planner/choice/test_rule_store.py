@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,8 @@ from planner.errors import BadRequest, Conflict, NotFound
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/fenix.db"
+def url(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture
