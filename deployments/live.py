@@ -10,16 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deployments.board import BoardClient, Snapshot
+from deployments.claims import findings
 from deployments.gateway.metadata import Running, parts_of, placement_of
+from deployments.ledger import LedgerClient
 from deployments.registry import RegistryClient
 from deployments.steward import Event, StewardClient
+from lineage.quality.findings import Finding
 from planner.breakers import State
 from planner.calibration import temperature_of
 from planner.cards import Card, ExtensionId
 from planner.envelopes import merged
-from planner.errors import ClusterDown
+from planner.errors import ClusterDown, FenixError
 
 MOST_EVENTS = 20
+POOR_WINDOW_S = 86_400.0
+_PATIENCE_S = 3.0  # for who does poorly
 _WORST_FIRST: tuple[State, ...] = ("open", "half-open", "closed")
 
 
@@ -53,10 +58,12 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Every extension on the board, by id, and what the steward did last, oldest first."""
+    """Every extension on the board, by id; what the steward did last, oldest first; and which versions and plans did
+    poorly over the last day, the surest first."""
 
     extensions: tuple[Live, ...] = ()
     events: tuple[Event, ...] = ()
+    poor: tuple[Finding, ...] = ()
 
 
 def look() -> Look:
@@ -68,7 +75,11 @@ def look() -> Look:
             events = await StewardClient().events()
         except ClusterDown:  # where nothing is to be fused there is none
             events = ()
-        return Look(summary(snapshot, cards), events[-MOST_EVENTS:])
+        try:
+            poor = await findings(LedgerClient(_PATIENCE_S), cards, POOR_WINDOW_S)
+        except FenixError:  # the gateway says it, to who asks for the figures
+            poor = ()
+        return Look(summary(snapshot, cards), events[-MOST_EVENTS:], poor)
 
     return asyncio.run(ask())
 

@@ -22,6 +22,7 @@ import orjson
 
 from deployments.gateway.codec import decode_error, decode_reply, encode_request
 from deployments.gateway.uploads import FEEDBACK_PATH, read_upload
+from fenix.quality import AsyncQualityMethods, QualityMethods
 from fenix.rollouts import AsyncRolloutMethods, RolloutMethods
 from lineage.bulk import format_of
 from lineage.feedback import Feedback
@@ -97,7 +98,7 @@ def _next(talk: _Talk[Any], response: httpx.Response | None) -> _Ask | _Pause | 
         return _End(end.value)
 
 
-class Client(RolloutMethods):
+class Client(RolloutMethods, QualityMethods):
     """A cluster's gateway at `url`. Thread-safe; close it, or use it in a `with` block.
 
     `timeout_s` bounds connecting, and each wait for the answer. Every method raises the errors of
@@ -259,7 +260,7 @@ class Client(RolloutMethods):
                 raise failure from error
 
 
-class AsyncClient(AsyncRolloutMethods):
+class AsyncClient(AsyncRolloutMethods, AsyncQualityMethods):
     """`Client` for asyncio: the same methods, to be awaited, and `async with`. For one event loop."""
 
     def __init__(

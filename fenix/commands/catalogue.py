@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fenix.commands.options import Output, SettingsFile, TimeoutS, Url, open_client
+from fenix.commands.quality import (
+    SegmentOption,
+    Window,
+    WindowOption,
+    extension_tables,
+    goal_tables,
+    quality_of,
+    shown_as_data,
+)
 from fenix.output import Format, emit, grid, pairs
 from planner.errors import NotFound, near
 
@@ -43,15 +52,24 @@ def get(
 
 def describe(
     name: Annotated[str, typer.Argument(help="A goal, or an extension as NAME or NAME@VERSION.", show_default=False)],
+    window: WindowOption = Window.DAY,
+    segment: SegmentOption = None,
     output: Output = Format.TABLE,
     url: Url = "",
     settings: SettingsFile = None,
     timeout_s: TimeoutS = 30.0,
 ) -> None:
-    """Show one extension (NAME or NAME@VERSION) or goal in full."""
+    """Show one extension (NAME or NAME@VERSION) or goal in full, and how well it does."""
     with open_client(url, settings, timeout_s) as client:
         data, is_goal = _find(client, name)
-    emit(data, output, lambda: _described_goal(data) if is_goal else _described_extension(data))
+        told = quality_of(client, data["name"] if is_goal else data["id"], is_goal, window, segment)
+    emit({**data, **shown_as_data(told, is_goal)}, output, lambda: _described(data, is_goal, told))
+
+
+def _described(data: dict[str, Any], is_goal: bool, told: Mapping[str, Any] | None) -> Iterator[RenderableType]:
+    yield from _described_goal(data) if is_goal else _described_extension(data)
+    if told is not None:
+        yield from goal_tables(told) if is_goal else extension_tables(told)
 
 
 def _find(client: Client, name: str) -> tuple[dict[str, Any], bool]:

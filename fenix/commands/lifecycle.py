@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fenix.commands.options import Output, Overrides, Quiet, SettingsFile, load_settings, silence_serve
+from fenix.commands.quality import poor_line
 from fenix.output import Format, Progress, emit, fail, grid, pairs
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from deployments.health import Health
     from deployments.live import Live, Look
     from deployments.steward import Event
+    from lineage.quality import Finding
 
 WATCH_S = 1.0  # between two looks of `status --watch`
 LOOKS_A_REPORT = 5  # of them only each fifth asks Serve and counts processes, which costs a quarter of a second
@@ -94,6 +96,7 @@ class _Report:
     live: tuple[Live, ...] = ()
     events: tuple[Event, ...] = ()
     at_s: float = 0.0  # since 1970
+    poor: tuple[Finding, ...] = ()
 
     def data(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -110,6 +113,7 @@ class _Report:
             "applications": [asdict(one) for one in self.health],
             "extensions": [asdict(one) for one in self.live],
             "events": [asdict(one) for one in self.events],
+            "findings": [asdict(one) for one in self.poor],
         }
 
 
@@ -124,7 +128,8 @@ def _report(settings: Settings, replicas: bool, before: _Report | None = None) -
         from deployments.health import health
 
         now = _look()
-        return _Report(found, health() if before is None else before.health, now.extensions, now.events, time.time())
+        checked = health() if before is None else before.health
+        return _Report(found, checked, now.extensions, now.events, time.time(), now.poor)
 
 
 def _look() -> Look:
@@ -225,6 +230,9 @@ def _shown(report: _Report) -> Iterator[RenderableType]:
     if fused := [one for one in report.live if one.parts]:
         yield ""
         yield grid(("fused", "of"), [(one.id, ", ".join(one.parts)) for one in fused])
+    if report.poor:
+        yield ""
+        yield poor_line([asdict(one) for one in report.poor])
     if report.events:
         yield ""
         yield grid(

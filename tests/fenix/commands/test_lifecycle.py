@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from deployments.live import Live
 from deployments.steward import Event
 from fenix.commands.lifecycle import _Report, _shown
 from fenix.output import Format, emit
+from lineage.quality import Finding
 from planner.cards import ExtensionId
 
 A, B, AB = ExtensionId("a@1"), ExtensionId("b@1"), ExtensionId("fused.a.b@7c1")
@@ -59,6 +61,16 @@ def test_status_says_nothing_of_a_steward_who_did_nothing(
     text = shown(_Report(REPORT.found, REPORT.health[:1], REPORT.live[:1]), capsys, monkeypatch)
     assert "fused" not in text
     assert "steward" not in text
+
+
+def test_status_names_who_does_poorly_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poor = (Finding(A, "accuracy", "card", 0.0, 0.0, "wrong."), Finding(A, "errors", "past", 0.0, 0.0, "failed."))
+    text = shown(replace(REPORT, poor=poor), capsys, monkeypatch)
+    assert re.search(r"^does poorly: a@1 \(accuracy, errors\)\. `fenix describe a@1` says why\.$", text, re.MULTILINE)
+    assert "does poorly" not in shown(REPORT, capsys, monkeypatch)
+    assert replace(REPORT, poor=poor).data()["findings"][1]["sentence"] == "failed."
 
 
 def test_status_as_json_has_all_of_it() -> None:
