@@ -15,6 +15,7 @@ from fenix.commands.feedback import explain as explain_request
 from fenix.commands.feedback import feedback
 from fenix.commands.lifecycle import down, status, up
 from fenix.commands.rollout import rollout
+from fenix.commands.rules import rules
 from fenix.output import EXIT_CODES, exit_code, explain, fail
 from lineage.errors import FenixError
 
@@ -74,6 +75,7 @@ for command in (up, down, status, deploy, remove, get, describe, plan, infer, fe
     app.command()(command)
 app.command("explain")(explain_request)
 app.add_typer(rollout)
+app.add_typer(rules)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from deployments.gateway.codec import decode_error, decode_reply, encode_request
 from deployments.gateway.uploads import FEEDBACK_PATH, read_upload
 from fenix.quality import AsyncQualityMethods, QualityMethods
 from fenix.rollouts import AsyncRolloutMethods, RolloutMethods
+from fenix.rules import AsyncRuleMethods, RuleMethods
 from lineage.bulk import format_of
 from lineage.feedback import Feedback
 from planner.errors import BadInput, BadRequest, ClusterDown, DeadlineExceeded, FenixError, Overloaded
@@ -98,7 +99,7 @@ def _next(talk: _Talk[Any], response: httpx.Response | None) -> _Ask | _Pause | 
         return _End(end.value)
 
 
-class Client(RolloutMethods, QualityMethods):
+class Client(RolloutMethods, QualityMethods, RuleMethods):
     """A cluster's gateway at `url`. Thread-safe; close it, or use it in a `with` block.
 
     `timeout_s` bounds connecting, and each wait for the answer. Every method raises the errors of
@@ -239,6 +240,9 @@ class Client(RolloutMethods, QualityMethods):
     def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return self._run(self._wire.get(path) if body is None else self._wire.post(path, body))
 
+    def _drop(self, path: str) -> dict[str, Any]:
+        return self._run(self._wire.delete(path))
+
     def _run(self, talk: _Talk[T]) -> T:
         response: httpx.Response | None = None
         while True:
@@ -260,7 +264,7 @@ class Client(RolloutMethods, QualityMethods):
                 raise failure from error
 
 
-class AsyncClient(AsyncRolloutMethods, AsyncQualityMethods):
+class AsyncClient(AsyncRolloutMethods, AsyncQualityMethods, AsyncRuleMethods):
     """`Client` for asyncio: the same methods, to be awaited, and `async with`. For one event loop."""
 
     def __init__(
@@ -375,6 +379,9 @@ class AsyncClient(AsyncRolloutMethods, AsyncQualityMethods):
     async def _call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return await self._run(self._wire.get(path) if body is None else self._wire.post(path, body))
 
+    async def _drop(self, path: str) -> dict[str, Any]:
+        return await self._run(self._wire.delete(path))
+
     async def _run(self, talk: _Talk[T], *, on_thread: bool = False) -> T:
         response: httpx.Response | None = None
         while True:
@@ -480,6 +487,10 @@ class _Wire:
 
     def get(self, path: str) -> _Talk[dict[str, Any]]:
         response = yield _Ask("GET", path)
+        return self._object(response)
+
+    def delete(self, path: str) -> _Talk[dict[str, Any]]:
+        response = yield _Ask("DELETE", path)
         return self._object(response)
 
     def pages(self, what: str) -> _Talk[list[dict[str, Any]]]:

@@ -42,6 +42,7 @@ Deciding
     rollout/            how a new version earns its traffic
 
 Doing
+    choosing.py         by which plan a group of requests is run
     convoys.py          requests for one plan travel together
     dispatch.py         runs a plan, and changes it on the way
     attempts.py         one step of a plan: its extension, then its fallbacks

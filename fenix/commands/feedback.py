@@ -151,7 +151,7 @@ def _explained(data: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]]) 
     if data["considered"]:
         considered = [_considered(data, one, plans.get(one["plan"])) for one in data["considered"]]
         yield ""
-        names = ("plan", "taken with", "extensions", "right", "p50", "cost", "")
+        names = ("plan", "taken with", "extensions", "right", "p50", "cost", "believed now", "")
         yield grid(names, considered, right=("taken with", "right", "p50", "cost"), title="Considered")
     if data["outputs"] or data["not_kept"]:
         yield ""
@@ -168,6 +168,8 @@ def _because(data: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]]) ->
         said.append(f"{chosen} was taken from {n} plans within the terms")
     elif data["plan"]:
         said.append("there was no other to choose from")
+    if data["reason"]:
+        said.append(data["reason"])
     if data["plan"] != chosen:
         said.append(f"{data['plan']} took over on the way")
     if reason := plans.get(data["plan"], {}).get("reason"):
@@ -180,7 +182,8 @@ def _considered(data: Mapping[str, Any], one: Mapping[str, Any], plan: Mapping[s
     if data["plan"] == data["chosen"]:
         marks = marks[:1]
     if plan is None:
-        return one["plan"], percent(one["probability"]), "not planned now", "", "", "", ", ".join(marks)
+        shown = one["plan"], percent(one["probability"]), "not planned now", "", "", ""
+        return *shown, _believed(one["believed"]), ", ".join(marks)
     predicted = plan["prediction"]
     return (
         one["plan"],
@@ -189,8 +192,17 @@ def _considered(data: Mapping[str, Any], one: Mapping[str, Any], plan: Mapping[s
         percent(predicted["accuracy"]),
         _ms(predicted["p50_ms"]),
         f"{predicted['cost']:g}",
+        _believed(one["believed"]),
         ", ".join(marks),
     )
+
+
+def _believed(belief: Mapping[str, Any] | None) -> str:
+    """What was learned of a plan, beside what is predicted of it."""
+    if belief is None:
+        return ""
+    right = f"{percent(belief['accuracy_low'])} to {percent(belief['accuracy_high'])} right"
+    return f"{right}, {percent(belief['failures'])} fail, {_ms(belief['p50_ms'])}"
 
 
 def _outputs(outputs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ from deployments.gateway.rest import create_app
 from deployments.gateway.schemas import EXAMPLE_TRACE_ID, AnswerBody, Inference, InferenceReply, OutcomeInfo
 from lineage.outcomes import Kept, Outcome, Setting
 from planner.cards import ExtensionId
+from planner.choice.posteriors import Belief
 from planner.features import Rows
 from planner.plans import Plan, Prediction
 from tests.deployments.gateway.engines import GOAL, NumpyEngine, Served, served_http
@@ -291,13 +292,26 @@ def test_the_outcome_of_a_request_is_told(journalled: Served) -> None:
 
 
 def test_outcomes_show_what_could_have_been_taken_and_what_was_kept() -> None:
-    setting = Setting("m", plan="b", considered=(("a", 0.25), ("b", 0.75)), flags=frozenset({"hedged", "cached"}))
+    setting = Setting(
+        "m",
+        plan="b",
+        considered=(("a", 0.25), ("b", 0.75)),
+        flags=frozenset({"hedged", "cached"}),
+        reason="the best so far",
+    )
     kept = Kept(
         {"t": np.array([b"\xc3\x9f", None], object), "x": np.array([[1.5, np.nan], [np.inf, 2]], np.float16)},
         {"scores": np.array([3, 1], np.int32)},
         frozenset({"image"}),
     )
-    told = OutcomeInfo.of(Outcome(trace(0), setting, 1.0, 2.0, 2, 0.5, (), kept, None))
+    beliefs = {"b": Belief(0.9, 99.0, 0.01, 50.0, 4.0, 0.1, 0.5)}
+    told = OutcomeInfo.of(Outcome(trace(0), setting, 1.0, 2.0, 2, 0.5, (), kept, None), beliefs)
+    assert told.reason == "the best so far"
+    a, b = [c.believed for c in told.considered]
+    assert a is None
+    assert b is not None
+    assert (b.accuracy, b.failures, b.p50_ms, b.cost) == (0.9, 0.01, 4.0, 0.5)
+    assert 0.8 < b.accuracy_low < 0.9 < b.accuracy_high < 1.0
     assert (told.probability, told.flags, told.not_kept, told.sampled) == (0.75, ["cached", "hedged"], ["image"], False)
     assert [(c.plan, c.probability) for c in told.considered] == [("a", 0.25), ("b", 0.75)]
     assert [(o.name, o.shape, o.data, o.best) for o in told.outputs] == [
