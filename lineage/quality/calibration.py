@@ -145,7 +145,7 @@ def _ece(plain: float, gaps: Floats, errors: Floats, n_of: Floats) -> Estimate:
         low, high = 0.0, 1.0
         while expected(high, with_errors) < plain and high < 1e6:
             high *= 2.0
-        for _ in range(40):
+        for _ in range(24):  # seven digits
             middle = (low + high) / 2
             low, high = (middle, high) if expected(middle, with_errors) < plain else (low, middle)
         return (low + high) / 2

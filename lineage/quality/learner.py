@@ -105,8 +105,8 @@ class QualityLearner:
     ("version", id, window_s, segment or None) -> Figures;
     ("plans", goal, window_s, segment or None) -> Figures by plan id, the busiest `SHOWN_PLANS`;
     ("overview", window_s) -> Overview, at most `CACHE_S` old, of at most `OVERVIEW` versions and plans;
-    ("findings", claims by version, window_s) -> Findings, at most `CACHE_S` old, of those versions and of all plans;
-    the id of a plan in them is "goal/plan".
+    ("findings", claims by version, window_s) -> Findings, at most `CACHE_S` old, of those versions and of the plans, at
+    most `OVERVIEW` each; the id of a plan in them is "goal/plan".
     """
 
     name = "quality"
@@ -333,11 +333,10 @@ class QualityLearner:
     def _find(self, claims: Mapping[str, Claim], window_s: float | None) -> tuple[Finding, ...]:
         now_s = self._clock()
         records = []
-        for id_, claim in claims.items():
-            held = self._versions.get(id_)
-            if held is not None:
-                records.append(_record(id_, held, held.promise(claim), claim.peers, window_s, now_s))
-        for (goal, plan), held in self._plans.items():
+        claimed = [(id_, held, claims[id_]) for id_, held in self._versions.items() if id_ in claims]
+        for id_, held, claim in claimed[-OVERVIEW:]:
+            records.append(_record(id_, held, held.promise(claim), claim.peers, window_s, now_s))
+        for (goal, plan), held in list(self._plans.items())[-OVERVIEW:]:
             records.append(_record(f"{goal}/{plan}", held, Promise(), (), window_s, now_s))
         return poor([record for record in records if record.now.n or record.now.n_judged], level=LEVEL)
 

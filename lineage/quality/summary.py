@@ -196,9 +196,14 @@ class Summary:
         self.classes[name] = [a + b for a, b in zip(old, counts, strict=True)]
 
     def _count_reliability(self, counts: calibration.Counts) -> None:
-        for cell, more in counts.items():
-            old = self.reliability.get(cell, (0.0, 0.0, 0.0))
-            self.reliability[cell] = [a + b for a, b in zip(old, more, strict=True)]
+        for cell, (n, sure, right) in counts.items():
+            known = self.reliability.get(cell)
+            if known is None:
+                self.reliability[cell] = [n, sure, right]
+            else:  # in place: three times as fast, and there are a hundred of them in every slot
+                known[0] += n
+                known[1] += sure
+                known[2] += right
 
     def _bound(self) -> None:
         """Folds the rarest classes together and drops the rarest pairs; to three quarters, so not at every call."""
