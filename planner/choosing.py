@@ -34,7 +34,9 @@ class Chosen:
 class Chooser(Protocol):
     """Chooses for the requests of one convoy. Belongs to the convoy's event loop."""
 
-    usual: Plan  # by which most of them are run
+    @property
+    def usual(self) -> Plan:
+        """By which most of them are run."""
 
     def choose(self, n_requests: int) -> Chosen:
         """The plan for so many requests that travel together. Called for every group: it takes microseconds, and never

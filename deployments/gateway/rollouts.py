@@ -201,15 +201,18 @@ class GatewayRollouts:
     def follow(self, rules: Rules) -> None:
         """From the next request on, these hold."""
         self._rules = rules
-        self._renew(self._engine().catalogue)
+        self.renew()
         self._engine().choose_anew()
 
     def foresee(self, catalogue: Catalogue) -> None:
-        """This catalogue is about to hold: nobody new in it serves before the rules allow it."""
-        self._renew(catalogue)
+        """This catalogue is about to hold: nobody who is new in it serves before the rules allow it, and nobody who
+        goes serves because of that. Call `renew` when it holds."""
+        now = withheld(self._rules, self._engine().catalogue, parts_of)
+        self._engine().withhold(withheld(self._rules, catalogue, parts_of))
 
-    def _renew(self, catalogue: Catalogue) -> None:
-        trials = {}
+    def renew(self) -> None:
+        """Goes by the rules and the catalogue as they are now."""
+        catalogue, trials = self._engine().catalogue, {}
         for traffic in running(self._rules, catalogue):
             trial = Trial(traffic)
             known = self._trials.get(trial.id)
@@ -238,14 +241,18 @@ class GatewayRollouts:
         self, trial: Trial, hidden: frozenset[ExtensionId], goal: str, terms: Terms, without: PlansWithout
     ) -> Chooser | None:
         """Who chooses among the plans with the version that is tried; None where there is none within the terms."""
+
+        def without_champion(avoid: frozenset[ExtensionId]) -> PlanSet | None:
+            return without(avoid | {trial.champion})
+
         try:
-            found = without((hidden - {trial.challenger}) | {trial.champion})
-        except NoPlan:
+            found = without_champion(hidden - {trial.challenger})
+            theirs = () if found is None else tuple(p for p in found.plans if trial.challenger in p.extensions())
+            if found is None or not theirs:
+                return None
+            return self._inner(goal, terms, replace(found, plans=theirs), without_champion)
+        except NoPlan:  # perhaps because of a rule
             return None
-        theirs = () if found is None else tuple(p for p in found.plans if trial.challenger in p.extensions())
-        if found is None or not theirs:
-            return None
-        return self._inner(goal, terms, replace(found, plans=theirs), without)
 
     def draw(self) -> float:
         """A random number in [0, 1)."""
@@ -464,7 +471,10 @@ class _Shared:
         self._users = {
             trial.id: user and trial.split.serves(user) == trial.traffic.challenger for trial, _ in views if trial.share
         }
-        self.usual = usual.usual
+
+    @property
+    def usual(self) -> Plan:
+        return self._chooser.usual
 
     def choose(self, n_requests: int) -> Chosen:
         """See `planner.choosing.Chooser`."""

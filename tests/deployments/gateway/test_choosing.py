@@ -19,6 +19,7 @@ from deployments.gateway.engine import Engine
 from deployments.gateway.messages import InferAnswer, InferRequest
 from deployments.gateway.notes import NoteBook
 from deployments.gateway.recorder import Recorder
+from deployments.gateway.rollouts import GatewayRollouts
 from deployments.ledger import Ledger
 from lineage.database import open_database
 from lineage.feedback import Feedback
@@ -34,6 +35,7 @@ from planner.choosing import FirstPlan
 from planner.errors import ArtifactRefused, ExtensionRaised, NoPlan, StoreUnavailable
 from planner.features import Array, Feature, Port, Rows
 from planner.goals import Goal
+from tests.deployments.gateway.test_rollouts import Desk, rollout, rules
 
 NUMBER, LABEL = Feature("number/plain", "FP32"), Feature("label/size", "INT64")
 IN, OUT = (Port("x", NUMBER),), (Port("y", LABEL),)
@@ -325,6 +327,27 @@ def test_without_the_ledger_it_serves_by_what_is_predicted(tmp_path: Path) -> No
         assert not alone.alive()
 
     house(tmp_path, scenario)
+
+
+def test_a_version_on_trial_serves_nobody_for_whom_it_is_excluded_and_the_others_as_before(tmp_path: Path) -> None:
+    versions = [Card("size", number, IN, OUT) for number in ("1", "2")]
+
+    async def scenario(house: House) -> None:
+        rollouts = GatewayRollouts(lambda: house.engine, house.choosing.chooser_for, Desk(), Random(3))
+        house.engine._chooser_for = rollouts.chooser_for
+        rollouts.foresee(house.engine.catalogue)
+        rollouts.follow(rules(rollout(share=0.5)))
+        await house.ledger.add_rule("exclude size@2 for ann")
+        await house.choosing.hear_rules()
+        assert await house.served(30, "ann") == {"size@1": 30}
+        assert (await house.served(40))["size@2"] > 5
+        await house.ledger.add_rule("exclude size@1 for bob")
+        await house.choosing.hear_rules()
+        with pytest.raises(NoPlan):
+            await house.ask("bob")
+        await rollouts.close()
+
+    house(tmp_path, scenario, work={"size@1": whole, "size@2": whole}, cards=versions)
 
 
 def test_one_plan_needs_no_choice(tmp_path: Path) -> None:
