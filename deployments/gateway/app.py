@@ -140,6 +140,7 @@ class Gateway:
     async def _follow(self, catalogue: Catalogue) -> None:
         self._rollouts.foresee(catalogue)
         await self._engine.follow(catalogue)
+        self._rollouts.renew()
         self._hedged.hedging.keep_only(frozenset(catalogue.cards))
 
     def _n_replicas(self, extension: ExtensionId) -> int:

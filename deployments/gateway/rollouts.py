@@ -208,7 +208,7 @@ class GatewayRollouts:
         """This catalogue is about to hold: nobody who is new in it serves before the rules allow it, and nobody who
         goes serves because of that. Call `renew` when it holds."""
         now = withheld(self._rules, self._engine().catalogue, parts_of)
-        self._engine().withhold(withheld(self._rules, catalogue, parts_of))
+        self._engine().withhold(now | withheld(self._rules, catalogue, parts_of))
 
     def renew(self) -> None:
         """Goes by the rules and the catalogue as they are now."""

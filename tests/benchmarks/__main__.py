@@ -14,6 +14,7 @@ BENCHMARKS = {
     "journal": "what it costs to take down every outcome",
     "choice": "how soon the policies of choosing find the best plan, simulated",
     "rollout": "what rollouts do about good and bad versions, simulated",
+    "lifecycle": "what deploying, trying, promoting, rolling back, replacing and removing do to requests under load",
     "drills": "three times the load that extensions bear, killed replicas, and what many requests leave behind",
 }
 

@@ -99,12 +99,18 @@ def house(scenario: Any, work: Work, *, cards: Sequence[Card] = CARDS) -> None:
             lambda: engine, lambda goal, terms, plans, without: FirstPlan(plans), desk, Random(7), aside_per_s=1e6
         )
         engine = Engine(calls, chooser_for=rollouts.chooser_for)
-        rollouts.foresee(Catalogue.of(cards, (GOAL,)))
-        await engine.follow(Catalogue.of(cards, (GOAL,)))
+        await follow(engine, rollouts, cards)
         await scenario(engine, rollouts, desk)
         await rollouts.close()
 
     asyncio.run(run())
+
+
+async def follow(engine: Engine, rollouts: GatewayRollouts, cards: Sequence[Card]) -> None:
+    catalogue = Catalogue.of(cards, (GOAL,))
+    rollouts.foresee(catalogue)
+    await engine.follow(catalogue)
+    rollouts.renew()
 
 
 def rules(*rollouts: Rollout, version: int = 1, held: Sequence[str] = ()) -> Rules:
@@ -356,3 +362,26 @@ def test_versions_that_run_in_other_places_are_not_compared_by_what_they_take() 
         assert (pairs[False].n, pairs[False].latencies.n, pairs[False].champion_latencies.n) == (1, 0, 0)
 
     house(scenario, {"size@1": whole, "size@2": whole})
+
+
+def test_who_comes_and_goes_with_the_catalogue_serves_at_no_moment_in_between() -> None:
+    async def scenario(engine: Engine, rollouts: GatewayRollouts, desk: Desk) -> None:
+        rollouts.follow(rules(promote(rollout(mirrored=1.0), 200.0, by="me")))
+        served: list[str] = []
+
+        async def go_on() -> None:
+            while True:
+                served.append((await ask(engine, "size"))[0])
+                served.append((await ask(engine))[0])
+                await asyncio.sleep(0)
+
+        asking = asyncio.create_task(go_on())
+        for _ in range(5):
+            await follow(engine, rollouts, CARDS[1:])  # who served before goes
+            await follow(engine, rollouts, (*CARDS, version("3")))
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert asking.cancelled()
+        assert set(served) == {"2"}
+
+    house(scenario, {"size@1": whole, "size@2": whole, "size@3": whole})
