@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from planner.cards import ExtensionId
 from planner.errors import FenixError
 from planner.features import Array
 from planner.plans import Answer, Plan, PlanSet
@@ -29,6 +30,13 @@ class Chosen:
     considered: tuple[tuple[str, float], ...] = ()
     then: Then | None = None
     reason: str = ""
+
+
+class PlansWithout(Protocol):
+    """What else could be planned for the same requests, by the catalogue as it is when that is asked."""
+
+    def __call__(self, avoid: frozenset[ExtensionId], must_use: ExtensionId | None = None) -> PlanSet | None:
+        """Plans that do without some extensions, and all use one, where it is given; None where there is none."""
 
 
 class Chooser(Protocol):

@@ -18,7 +18,7 @@ from ray import serve
 from deployments.applications import Installation, Journaling
 from deployments.board import BoardClient, BoardFollower
 from deployments.gateway.choosing import Choosing, choosing_of
-from deployments.gateway.engine import Engine, NotesFor, PlansWithout
+from deployments.gateway.engine import Engine, NotesFor
 from deployments.gateway.feedback import FeedbackDesk
 from deployments.gateway.metrics import observing_routes
 from deployments.gateway.notes import NoteBook
@@ -37,7 +37,7 @@ from deployments.steward import StewardClient
 from planner.breakers import Standing
 from planner.cards import ExtensionId
 from planner.catalogue import Catalogue
-from planner.choosing import Chooser, FirstPlan
+from planner.choosing import Chooser, FirstPlan, PlansWithout
 from planner.convoys import Unnoted
 from planner.errors import FenixError
 from planner.goals import Terms

@@ -17,6 +17,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +36,7 @@ from planner.choice.rule_store import StoredRule
 from planner.choice.rules import Rule, Rules, marked
 from planner.choice.segments import of_tags, of_user
 from planner.choice.thompson import Thompson
-from planner.choosing import Chooser, Chosen, FirstPlan
+from planner.choosing import Chooser, Chosen, FirstPlan, PlansWithout
 from planner.errors import FenixError, NoPlan
 from planner.goals import Objective, Terms
 from planner.plans import Plan, PlanSet
@@ -43,11 +44,10 @@ from planner.plans import Plan, PlanSet
 POLL_S = 1.0
 MOST_ARMS = 4_096
 MOST_CHOSEN = 64  # of one convoy, before they are made anew
+MOST_PINNED = 8  # extensions that one rule pins, and that plans are looked for with
 MOST_ROUNDS = 16  # of planning without what the rules exclude
 SLICE = 50  # segments that are taken in before others get a turn
 _log = logging.getLogger("fenix.gateway")
-
-PlansWithout = Callable[[frozenset[ExtensionId]], PlanSet | None]
 
 
 class Ledger(Protocol):
@@ -167,10 +167,32 @@ class Choosing:
         return tuple(found)
 
     def _allowed(self, plans: PlanSet, rules: Sequence[Rule], without: PlansWithout) -> PlanSet:
-        """Plans that do without the extensions which are excluded, also as stand-ins. Raises NoPlan."""
-        excluding = [rule for rule in rules if rule.verb == "exclude" and rule.of_extensions]
+        """Plans without the extensions that are excluded, also as stand-ins; and with one that is pinned, where there
+        are such. Raises NoPlan."""
         used = {id_ for plan in plans.plans for step in plan.steps for id_ in (step.extension, *step.fallbacks)}
-        avoid = self._engine().withheld - used
+        hidden = self._engine().withheld - used
+        pins = [rule for rule in rules if rule.verb == "pin" and rule.of_extensions]
+        wanted: list[ExtensionId] = []
+        if pins and not any(rule.matches("", self._ids(plan)) for rule in pins for plan in plans.plans):
+            cards = self._engine().catalogue.cards
+            wanted = [id_ for id_ in cards if id_ not in hidden and any(rule.matches("", (id_,)) for rule in pins)]
+        for must_use in wanted[:MOST_PINNED]:
+            found = without(hidden, must_use)
+            if found is not None:
+                with suppress(NoPlan):
+                    return self._without_excluded(found, rules, hidden, without, must_use)
+        return self._without_excluded(plans, rules, hidden, without)
+
+    def _without_excluded(
+        self,
+        plans: PlanSet,
+        rules: Sequence[Rule],
+        hidden: frozenset[ExtensionId],
+        without: PlansWithout,
+        must_use: ExtensionId | None = None,
+    ) -> PlanSet:
+        excluding = [rule for rule in rules if rule.verb == "exclude" and rule.of_extensions]
+        avoid = hidden
         for _ in range(MOST_ROUNDS):
             hit = {
                 id_
@@ -182,11 +204,11 @@ class Choosing:
             if not hit:
                 return plans
             avoid |= hit
-            others = without(avoid)
+            others = without(avoid, must_use)
             if others is None:
                 break
             plans = others
-        said = ", ".join(f"'{rule}'" for rule in excluding)
+        said = ", ".join([f"'{rule}'" for rule in excluding])
         raise NoPlan(f"all plans are excluded by rule: {said[:400]}.", hint="Take back one of the rules.")
 
     def _ids(self, plan: Plan) -> tuple[ExtensionId, ...]:

@@ -21,7 +21,7 @@ from planner.batching import Batchers
 from planner.calls import Calls
 from planner.cards import Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue
-from planner.choosing import Chooser, FirstPlan
+from planner.choosing import Chooser, FirstPlan, PlansWithout
 from planner.convoys import MOST_ROWS, Convoy, Notes, Passenger, Unnoted
 from planner.direct import direct
 from planner.dispatch import Dispatcher
@@ -40,8 +40,6 @@ from planner.tokens import Token
 
 # Model, version, goal, terms, plans -> what takes down the outcomes of such requests.
 NotesFor = Callable[[str, str, str, Terms, PlanSet], Notes]
-# The extensions that plans must do without -> such plans; None where there is none.
-PlansWithout = Callable[[frozenset[ExtensionId]], PlanSet | None]
 # Goal (or the extension that was asked for by name), terms, plans, and how to get others -> who chooses among them.
 ChooserFor = Callable[[str, Terms, PlanSet, PlansWithout], Chooser]
 
@@ -270,15 +268,17 @@ class Engine:
     def _plans_without(self, target: _Target, request: PlanRequest) -> PlansWithout:
         """What else could be planned for such requests, by the catalogue as it is when that is asked."""
 
-        def without(avoid: frozenset[ExtensionId]) -> PlanSet | None:
+        def without(avoid: frozenset[ExtensionId], must_use: ExtensionId | None = None) -> PlanSet | None:
             wanted = target
+            if target.card is not None and must_use is not None and target.card.id != must_use:
+                return None
             if target.card is not None and target.card.id in avoid:
                 others = [card for card in self._catalogue.versions(target.card.name) if card.id not in avoid]
                 if not others:
                     return None
                 wanted = replace(target, card=others[-1])
             try:
-                return self._plan(wanted, replace(request, avoid=avoid))
+                return self._plan(wanted, replace(request, avoid=avoid, must_use=must_use))
             except NoPlan:
                 return None
 

@@ -26,7 +26,7 @@ from lineage.chunks import ChunkBuilder
 from lineage.outcomes import Setting, split_trace_id
 from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
-from planner.choosing import Chooser, Chosen
+from planner.choosing import Chooser, Chosen, PlansWithout
 from planner.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -46,7 +46,6 @@ from planner.rollout.records import Observation, Pairs
 from planner.rollout.traffic import Rules, Traffic, running, withheld
 from planner.tokens import Token
 
-PlansWithout = Callable[[frozenset[ExtensionId]], PlanSet | None]
 ChooserFor = Callable[[str, Terms, PlanSet, PlansWithout], Chooser]
 Heard = Callable[[Sequence[str], Mapping[str, Array], Answer | FenixError], None]
 
@@ -242,8 +241,8 @@ class GatewayRollouts:
     ) -> Chooser | None:
         """Who chooses among the plans with the version that is tried; None where there is none within the terms."""
 
-        def without_champion(avoid: frozenset[ExtensionId]) -> PlanSet | None:
-            return without(avoid | {trial.champion})
+        def without_champion(avoid: frozenset[ExtensionId], must_use: ExtensionId | None = None) -> PlanSet | None:
+            return without(avoid | {trial.champion}, must_use)
 
         try:
             found = without_champion(hidden - {trial.challenger})

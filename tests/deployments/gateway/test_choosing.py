@@ -34,7 +34,7 @@ from planner.choice.thompson import Thompson
 from planner.choosing import FirstPlan
 from planner.errors import ArtifactRefused, ExtensionRaised, NoPlan, StoreUnavailable
 from planner.features import Array, Feature, Port, Rows
-from planner.goals import Goal
+from planner.goals import Goal, Terms
 from tests.deployments.gateway.test_rollouts import Desk, rollout, rules
 
 NUMBER, LABEL = Feature("number/plain", "FP32"), Feature("label/size", "INT64")
@@ -208,6 +208,53 @@ def test_what_is_pinned_serves_alone_until_the_rule_is_taken_back(tmp_path: Path
         assert (await house.served(20, "ann"))["neat@1"] > 10
 
     house(tmp_path, scenario, work={"neat@1": whole, "plain@1": whole})
+
+
+def test_what_is_pinned_is_planned_with_where_the_planner_would_not_think_of_it(tmp_path: Path) -> None:
+    poor = Card("poor", "1", IN, OUT, accuracy=Accuracy(0.3, 200))
+    more = [Card(f"good-{k}", "1", IN, OUT, accuracy=Accuracy(0.97, 200)) for k in range(4)]
+
+    async def scenario(house: House) -> None:
+        assert "poor@1" not in await house.served(20, "ann")
+        await house.ledger.add_rule("pin poor for ann")
+        await house.choosing.hear_rules()
+        assert await house.served(20, "ann") == {"poor@1": 20}
+        assert "poor@1" not in await house.served(20, "bob")
+        await house.ledger.add_rule("exclude poor@1 for ann")  # which beats the pin
+        await house.choosing.hear_rules()
+        assert "poor@1" not in await house.served(20, "ann")
+
+    cards = [*CARDS, poor, *more]
+    house(tmp_path, scenario, work={card.id: whole for card in cards}, cards=cards)
+
+
+def test_a_pin_that_the_terms_do_not_allow_is_without_effect(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        await house.ledger.add_rule("pin plain for ann")
+        await house.choosing.hear_rules()
+        assert await house.served(10, "ann", min_accuracy=0.94) == {"neat@1": 10}
+        assert await house.served(10, "ann") == {"plain@1": 10}
+
+    house(tmp_path, scenario)
+
+
+def test_what_a_restarted_ledger_does_not_know_any_more_is_forgotten_here_too(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        await house.served(25, "ann")
+        await house.learn()
+        choosing = house.choosing
+        assert choosing.segment_of("measure", Terms(user="ann")) == "user=ann"
+        version = choosing.version
+        choosing._ledger = Ledger(
+            JournalStore(open_database(f"sqlite:///{tmp_path}/other.db")), learners=[ChoiceLearner()]
+        )
+        await choosing.hear()
+        assert choosing.posteriors.all_rows() == []
+        assert choosing.segment_of("measure", Terms(user="ann")) == ""
+        assert choosing.version == version + 1
+        choosing._ledger.close()
+
+    house(tmp_path, scenario)
 
 
 def test_where_rules_leave_nothing_the_client_hears_which(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.gateway.engine import Engine, PlansWithout
+from deployments.gateway.engine import Engine
 from deployments.gateway.messages import InferAnswer, InferRequest
 from planner.calls import LocalCalls
 from planner.cards import Accuracy, Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue
-from planner.choosing import Chosen
+from planner.choosing import Chosen, PlansWithout
 from planner.errors import BadInput, BadRequest, BadTerms, FenixError, NoPlan, NotFound, StepFailed, TermsUnmet, Unsure
 from planner.features import Array, Feature, Port, Rows
 from planner.goals import Goal, Terms
