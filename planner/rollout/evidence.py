@@ -13,6 +13,7 @@ _ENOUGH_LATENCIES = 20  # of the champion, before its quantiles are taken for kn
 _USUAL_ERRORS = 0.001
 _USUAL_WRONG = 0.1
 _MOST_MARGIN = 0.5
+_FOR_ERRORS = 0.5  # of alpha: failures are the rarest harm, so that evidence of them comes slowest
 
 
 def no_evidence(plan: RolloutPlan) -> Evidence:
@@ -81,9 +82,9 @@ def restarted(evidence: Evidence) -> Evidence:
 
 
 def findings(evidence: Evidence, plan: RolloutPlan) -> tuple[Finding, ...]:
-    """How the tests stand. Any of them may roll back, so they share alpha (a union bound). Promotion needs all that the
-    plan asks for, and one that is wrong would be wrong at its own level, so there each has the whole (Berger 1982,
-    Technometrics 24: intersection-union tests)."""
+    """How the tests stand. Any of them may roll back, so they share alpha (a union bound): errors have half of it, the
+    others the rest in equal parts. Promotion needs all that the plan asks for, and one that is wrong would be wrong at
+    its own level, so there each has the whole (Berger 1982, Technometrics 24: intersection-union tests)."""
     found = [_found("errors", evidence.errors, plan), _found("accuracy", evidence.accuracy, plan)]
     found += [
         _found("errors served", evidence.errors_served, plan),
@@ -109,6 +110,7 @@ def latency_test(quantile: float) -> str:
 
 def _found(test: str, seen: Comparison | Level, plan: RolloutPlan) -> Finding:
     champion, challenger = (Tally(), seen.tally) if isinstance(seen, Level) else (seen.champion, seen.challenger)
+    share = _FOR_ERRORS if test == "errors" else (1.0 - _FOR_ERRORS) / (plan.n_tests - 1)
     return Finding(
         test=test,
         champion=champion.rate,
@@ -116,7 +118,7 @@ def _found(test: str, seen: Comparison | Level, plan: RolloutPlan) -> Finding:
         n_champion=champion.n,
         n_challenger=challenger.n,
         log_e_worse=seen.sides.log_e_worse(len(plan.steps)),
-        log_needed=math.log(plan.n_tests / plan.alpha),
+        log_needed=-math.log(share * plan.alpha),
         log_e_not_worse=seen.sides.log_e_not_worse,
         log_enough=-math.log(plan.promote_alpha),
     )

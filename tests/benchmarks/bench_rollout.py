@@ -22,6 +22,7 @@ from planner.rollout.simulation import WORLDS, Result, World, simulate
 
 MOST_HURT = 0.05
 MOST_FALSE = 0.05
+LEAST_BACK = 0.99
 PLANS = {
     "shadow first": RolloutPlan(),
     "canary only": RolloutPlan(steps=tuple(replace(step, mirrored=0.0) for step in STEPS if step.share)),
@@ -62,7 +63,8 @@ def told(results: list[Result], world: World) -> str:
     line += f"  hurt {p50:6.2%} {p95:6.2%} {hurt[-1]:6.2%} at most {MOST_HURT:.0%}: "
     line += "kept" if hurt[-1] <= MOST_HURT else f"MISSED by {sum(share > MOST_HURT for share in hurt)}"
     if world.name in BAD and world.n_requests >= 100_000:
-        line += f", rolled back: {'kept' if back == 1.0 else 'MISSED'}"
+        line += f", rolled back at least {LEAST_BACK:.0%}: {'kept' if back >= LEAST_BACK else 'MISSED'}"
+        line += f", {ends.count('canary') + ends.count('shadow')} still open"
     return line
 
 

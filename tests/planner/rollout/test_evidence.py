@@ -22,10 +22,15 @@ def test_nothing_is_known_before_the_first_outcome() -> None:
     assert {one.verdict for one in findings(no_evidence(PLAN), PLAN)} == {"open"}
 
 
-def test_any_test_may_roll_back_so_they_share_alpha() -> None:
-    for one in findings(no_evidence(PLAN), PLAN):
-        assert math.exp(-one.log_needed) * PLAN.n_tests == pytest.approx(PLAN.alpha)
-        assert math.exp(-one.log_enough) == pytest.approx(PLAN.promote_alpha)
+@pytest.mark.parametrize("plan", [PLAN, RolloutPlan(min_agreement=None, latency_quantiles=())])
+def test_any_test_may_roll_back_so_they_share_alpha_and_errors_have_half_of_it(plan: RolloutPlan) -> None:
+    tests = found(no_evidence(plan), plan)
+    shares = {name: math.exp(-one.log_needed) for name, one in tests.items() if not name.endswith("served")}
+    assert len(shares) == plan.n_tests
+    assert sum(shares.values()) == pytest.approx(plan.alpha)
+    assert shares.pop("errors") == pytest.approx(plan.alpha / 2)
+    assert len({round(share, 12) for share in shares.values()}) == 1
+    assert all(math.exp(-one.log_enough) == pytest.approx(plan.promote_alpha) for one in tests.values())
 
 
 def test_rates_are_those_of_all_outcomes() -> None:
