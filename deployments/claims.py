@@ -10,6 +10,9 @@ from lineage.quality.learner import Claim
 from planner.cards import Card, ExtensionId
 
 
+TAIL_CALLS = 200  # that have to be measured before a p99 is a promise
+
+
 class Learned(Protocol):
     """What is needed of the ledger; see `Ledger.learned`."""
 
@@ -48,6 +51,6 @@ def _claim(card: Card, peers: tuple[str, ...]) -> Claim:
         n_rows=accuracy.n_rows,
         fixed_ms=profile.fixed_ms if measured else None,
         per_row_ms=profile.per_row_ms,
-        p99_ratio=profile.p99_ratio,
+        p99_ratio=profile.p99_ratio if profile.n_calls >= TAIL_CALLS else None,
         peers=peers,
     )

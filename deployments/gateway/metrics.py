@@ -186,13 +186,13 @@ def _figures(what: str, labels: tuple[str, ...], rows: Sequence[tuple[tuple[str,
                     family.add_metric(key, getattr(estimate, limit))
             yield family
     judged = GaugeMetricFamily(
-        f"fenix_{what}_judged_rows", "Rows of the last hour whose label is known.", labels=labels
+        f"fenix_{what}_judged_rows", "Rows of the last hour whose truth is known.", labels=labels
     )
     took = GaugeMetricFamily(
         f"fenix_{what}_latency_seconds", "Quantiles of the latency, over the last hour.", labels=(*labels, "quantile")
     )
     for key, quality in rows:
-        judged.add_metric(key, quality.n_judged)
+        judged.add_metric(key, quality.n_judged + (0 if quality.errors is None else quality.errors.mae.n))
         for quantile, taken in (("0.5", quality.p50_ms), ("0.95", quality.p95_ms), ("0.99", quality.p99_ms)):
             if taken is not None:
                 took.add_metric((*key, quantile), taken.value / 1e3)

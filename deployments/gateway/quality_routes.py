@@ -59,7 +59,10 @@ def quality_routes(engine: Engine, desk: QualityDesk) -> APIRouter:
             goal=goal.name,
             window=window,
             segment=segment,
-            plans=[PlanQuality(plan=plan, quality=QualityInfo.of(one)) for plan, one in figures.items()],
+            plans=[
+                PlanQuality(plan=plan, steps=list(one.steps), quality=QualityInfo.of(one))
+                for plan, one in figures.items()
+            ],
             findings=FindingInfo.all_of(found, f"{goal.name}/", whole=False),
         )
 

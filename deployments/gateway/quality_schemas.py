@@ -244,6 +244,7 @@ class ExtensionQuality(Closed):
 
 class PlanQuality(Closed):
     plan: str
+    steps: list[str] = Field(description="The extension versions that it ran last, where nothing stood in for one.")
     quality: QualityInfo
 
 

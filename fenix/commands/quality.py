@@ -90,11 +90,15 @@ def goal_tables(told: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield "No requests."
     else:
         rows = [
-            (plan["plan"], *_row(plan["quality"]), _percent((plan["quality"]["calibration"] or {}).get("ece")))
+            (_plan(plan), *_row(plan["quality"]), _percent((plan["quality"]["calibration"] or {}).get("ece")))
             for plan in told["plans"]
         ]
         yield _compact("plan", (*_ROW, "ece %"), rows)
     yield from _findings(told["findings"])
+
+
+def _plan(told: Mapping[str, Any]) -> str:
+    return "\n".join((told["plan"], *(f"  {step}" for step in told["steps"])))
 
 
 def poor_line(found: Sequence[Mapping[str, Any]]) -> Text:
@@ -133,7 +137,7 @@ def _figures(quality: Mapping[str, Any]) -> dict[str, Any]:
         "macro F1": _share(quality["macro_f1"]),
         "confidence": _share(quality["confidence"]),
         "calibration error": _share(calibration["ece"]) if calibration else "",
-        "mean error": _number(errors.get("mae")),
+        "mean error": f"{_number(errors['mae'])} of {errors['mae']['n']:,} numbers" if errors else "",
         "root mean square error": _number(errors.get("rmse")),
         "bias": _number(errors.get("bias")),
         "R squared": _number(errors.get("r2")),

@@ -64,6 +64,9 @@ _OF_CLIENTS = frozenset(
     }
 )
 
+# Flags of answers for which the plan was not run as it is.
+_OTHERWISE = frozenset({"fallback", "partial", "replanned", "unsure"})
+
 PlanKey = tuple[str, str]  # goal, plan id
 T = TypeVar("T")
 
@@ -77,16 +80,18 @@ class Claim:
     n_rows: int = 0
     fixed_ms: float | None = None
     per_row_ms: float = 0.0
-    p99_ratio: float = 1.0
+    p99_ratio: float | None = None  # p99 over the median, None where too few calls were measured to tell
     peers: tuple[str, ...] = ()  # ids of versions that could stand in for it
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is known of a version or plan over a window, all together and by segment."""
+    """What is known of a version or plan over a window, all together and by segment. `steps` are the versions that a
+    plan ran last, where nothing stood in for one."""
 
     whole: Quality
     by_segment: Mapping[str, Quality]
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,8 @@ class QualityLearner:
             if setting.goal and setting.plan:
                 took = nothing if failed else latency_ms[here]
                 heard.add((setting.goal, setting.plan), segment, at_s[here], took, confidence[here], failed)
+                if not failed and setting.flags.isdisjoint(_OTHERWISE):
+                    heard.steps[setting.goal, setting.plan] = tuple([version for _, version in setting.steps])
             first = numbers.first_step[group[here]]
             ran: set[str] = set()
             for k, (_, version) in enumerate(setting.steps):
@@ -176,6 +183,8 @@ class QualityLearner:
             self._held(key).window.count(requests, segment, now_s)
         for version, usual in heard.usual_rows():
             self._held(version).saw(usual)
+        for plan, steps in heard.steps.items():
+            self._held(plan).steps = steps
         self._bound(now_s)
 
     def told(self, joined: Sequence[Joined]) -> None:
@@ -237,7 +246,7 @@ class QualityLearner:
         document = {
             "users": self._busiest.plain(),
             "versions": [[id_, held.rows, held.window.plain(write)] for id_, held in self._versions.items()],
-            "plans": [[*key, held.rows, held.window.plain(write)] for key, held in self._plans.items()],
+            "plans": [[*key, held.steps, held.window.plain(write)] for key, held in self._plans.items()],
             "sizes": list(map(len, packed)),
         }
         head = zlib.compress(orjson.dumps(document), 1)
@@ -267,8 +276,9 @@ class QualityLearner:
 
             for id_, rows, plain in document["versions"]:
                 versions[str(id_)] = _Held(QualityWindow.of(plain, read), float(rows))
-            for goal, plan, rows, plain in document["plans"]:
-                plans[str(goal), str(plan)] = _Held(QualityWindow.of(plain, read), float(rows))
+            for goal, plan, steps, plain in document["plans"]:
+                held = _Held(QualityWindow.of(plain, read), steps=tuple(map(str, steps)))
+                plans[str(goal), str(plan)] = held
             busiest.restore(document["users"])
         except (zlib.error, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"not the state of the quality learner: {error!r}.") from None
@@ -309,8 +319,8 @@ class QualityLearner:
         since_s = _since_s(now_s, window_s)
         whole = held.window.quality(now_s, since_s=since_s, segment=segment)
         if segment is not None:
-            return Figures(whole, {})
-        return Figures(whole, held.window.by_segment(now_s, since_s=since_s, brief=True))
+            return Figures(whole, {}, held.steps)
+        return Figures(whole, held.window.by_segment(now_s, since_s=since_s, brief=True), held.steps)
 
     def _overview(self, window_s: float | None) -> Overview:
         return self._cached(("overview", window_s), None, lambda: self._look(window_s))
@@ -359,10 +369,12 @@ _MEMORY = 0.1  # of the usual number of rows: the share of the last chunk
 
 @dataclass(slots=True)
 class _Held:
-    """What is held of one version or plan. `rows` is how many a call usually has, 0 while that is not known."""
+    """What is held of one version or plan. `rows` is how many a call of a version usually has, 0 while that is not
+    known; `steps` are those of a plan."""
 
     window: QualityWindow = field(default_factory=lambda: QualityWindow(RESOLUTIONS, MOST_USERS + 1))
     rows: float = 0.0
+    steps: tuple[str, ...] = ()
 
     def saw(self, rows: float) -> None:
         """Calls had so many rows on average."""
@@ -373,7 +385,7 @@ class _Held:
         latency_ms = {}
         if claim.fixed_ms is not None:
             p50_ms = claim.fixed_ms + claim.per_row_ms * max(1.0, self.rows)
-            latency_ms = {0.5: p50_ms, 0.99: p50_ms * claim.p99_ratio}
+            latency_ms = {0.5: p50_ms} if claim.p99_ratio is None else {0.5: p50_ms, 0.99: p50_ms * claim.p99_ratio}
         return Promise(claim.accuracy, claim.n_rows, latency_ms)
 
 
@@ -383,6 +395,7 @@ class _Heard:
     def __init__(self) -> None:
         self._parts: dict[tuple[str | PlanKey, str], list[tuple[Array, Array, Array, bool]]] = {}
         self._rows: dict[str, list[Array]] = {}
+        self.steps: dict[PlanKey, tuple[str, ...]] = {}
 
     def add(self, key: str | PlanKey, segment: str, at_s: Array, took_ms: Array, sure: Array, failed: bool) -> None:
         self._parts.setdefault((key, segment), []).append((at_s, took_ms, sure, failed))

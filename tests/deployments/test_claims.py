@@ -11,7 +11,7 @@ from lineage.quality.learner import Claim
 from planner.cards import Accuracy, ExtensionId, LatencyProfile
 from tests.planner.doubles import card
 
-MEASURED = card("a").but(accuracy=Accuracy(0.9, 200), profile=LatencyProfile(1.0, 0.5, 0.0, 2.0, 50))
+MEASURED = card("a").but(accuracy=Accuracy(0.9, 200), profile=LatencyProfile(1.0, 0.5, 0.0, 2.0, 400))
 
 
 def test_a_card_claims_what_was_measured_and_nothing_that_is_guessed() -> None:
@@ -21,6 +21,8 @@ def test_a_card_claims_what_was_measured_and_nothing_that_is_guessed() -> None:
     claims = claims_of(cards, ["a@1", "b@1", "c@1", "gone@1"])
     assert set(claims) == {"a@1", "b@1", "c@1"}
     assert claims["a@1"] == Claim(0.9, 200, 1.0, 0.5, 2.0)
+    early = claims_of({MEASURED.id: MEASURED.but(profile=LatencyProfile(1.0, 0.5, 0.0, 2.0, 24))}, ["a@1"])["a@1"]
+    assert (early.fixed_ms, early.p99_ratio) == (1.0, None)
     assert (claims["b@1"].accuracy, claims["b@1"].fixed_ms, claims["c@1"].fixed_ms) == (None, None, None)
 
 

@@ -74,6 +74,7 @@ def test_an_extension_that_nobody_asked_has_empty_figures(gateway: Served) -> No
 def test_the_figures_of_a_goal_are_those_of_its_plans(gateway: Served) -> None:
     told = get(gateway, "/v1/goals/doubling/quality", window="1h")
     assert [(plan["plan"], plan["quality"]["n"]) for plan in told["plans"]] == [("p-double", 420)]
+    assert told["plans"][0]["steps"] == ["double@1"]
     assert told["plans"][0]["quality"]["p50_ms"]["value"] == pytest.approx(3.0, rel=0.02)
     assert {finding["id"] for finding in told["findings"]} == {"doubling/p-double"}
 

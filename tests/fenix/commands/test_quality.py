@@ -56,6 +56,7 @@ def test_a_goal_is_shown_with_the_figures_of_its_plans(gateway: Served) -> None:
     result = run("describe", "doubling", "--window", "1h", gateway=gateway, width=140)
     assert "Quality over the last hour" in result.stdout
     assert re.search(r"^p-double +420 +4\.8 \(3\.1 to 7\.2\) +2\.97", result.stdout, re.MULTILINE)
+    assert re.search(r"^  double@1 ", result.stdout, re.MULTILINE)
     assert re.search(r"^errors +card +\(p-double\) failed 4\.8 %", result.stdout, re.MULTILINE)
 
 

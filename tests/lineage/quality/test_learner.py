@@ -170,6 +170,29 @@ def test_a_request_by_the_name_of_an_extension_counts_for_it_and_for_no_plan() -
     assert learner.answer("known") == ("read@2",)
 
 
+def test_a_plan_is_known_by_the_steps_that_it_ran_where_nothing_stood_in() -> None:
+    journal = Journal()
+    journal.add(at_s=NOW_S - 2.0)
+    other = replace(CHAIN, steps=((0, "scale@1"), (1, "other@1")), giver="other@1", flags=frozenset({"fallback"}))
+    journal.add(other)
+    journal.add(replace(CHAIN, steps=(), giver="", error="StepFailed"), [0], outputs={})
+    learner, _ = heard(journal)
+    again = QualityLearner(lambda: NOW_S)
+    again.restore(learner.state())
+    for one in (learner, again):
+        assert one.answer("plans", "digits", HOUR_S)["p1"].steps == ("scale@1", "read@2")
+
+
+def test_where_too_few_calls_were_measured_the_card_promises_no_p99() -> None:
+    journal = Journal()
+    journal.add(labels=[7] * 90, took_ms=(1.0, 1.0))
+    journal.add(labels=[7] * 10, took_ms=(1.0, 9.0))
+    learner, _ = heard(journal)
+    assert learner.answer("findings", {"read@2": Claim(None, 0, 1.0, 0.0, None)}, HOUR_S) == ()
+    (found,) = learner.answer("findings", {"read@2": Claim(None, 0, 1.0, 0.0, 1.5)}, HOUR_S)
+    assert "by its card 1 % take over 1.5 ms" in found.sentence
+
+
 def test_truth_that_was_changed_counts_as_it_is_now() -> None:
     journal = Journal()
     seqs = journal.add(labels=[7] * 4, sure=[0.9] * 4)
