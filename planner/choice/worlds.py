@@ -33,6 +33,10 @@ class World:
     """`truth(arm, segment, step, n)` says what arm number `arm` is to segment number `segment` at `step` of `n`.
 
     Truth becomes known `delay` requests later, and never for a share `missing`. `fixed` says that nothing changes.
+    `outcome` says what an arm does with a request where that is not drawn from the truth, but known: given arm,
+    segment, step, n and a source of randomness, whether it fails, how many ms it takes and whether it is right (0..1).
+    What is lost is counted in values of the objective, or where it is `counted` in rewards (`Result.reward`): there a
+    request on a plan that is never right loses one answer, by the logarithm nine times as much.
     """
 
     name: str
@@ -43,6 +47,8 @@ class World:
     missing: float = 0.0
     fixed: bool = True
     objective: Objective = Objective()
+    outcome: Callable[[int, int, int, int, random.Random], tuple[bool, float, float]] | None = None
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +122,7 @@ def run(world: World, policy: Policy, n: int, seed: int, settled: int = 2000) ->
         if step >= settled:
             counted += 1
             on_best += now[choice.arm] >= best - 1e-9
-        truth = world.truth(choice.arm, segment, step, n)
-        _tell(world, policy, contexts[segment], choice, truth, rng, step, segment, late)
+        _tell(world, policy, contexts[segment], choice, rng, step, n, segment, late)
         if marks and step + 1 == marks[0]:
             marks.pop(0)
             at.append(step + 1)
@@ -134,6 +139,9 @@ def run(world: World, policy: Policy, n: int, seed: int, settled: int = 2000) ->
 
 
 def _worth(world: World, truth: Truth) -> float:
+    if world.counted:
+        answered = Result.answered(truth.p50_ms, truth.cost)
+        return answered.reward(world.objective, truth.accuracy * (1.0 - truth.failures))
     return value(world.objective, truth.accuracy, truth.p50_ms, truth.cost, truth.failures)
 
 
@@ -142,17 +150,22 @@ def _tell(
     policy: Policy,
     context: Context,
     choice: Choice,
-    truth: Truth,
     rng: random.Random,
     step: int,
+    n: int,
     segment: int,
     late: list[tuple[int, int, int, int, Result]],
 ) -> None:
     """What is heard of a request: latency now, truth later or never."""
     arm, p, now_s = world.arms[choice.arm], choice.propensity, step / 100.0
-    failed = rng.random() < truth.failures
-    latency_ms = truth.p50_ms * math.exp(rng.gauss(0.0, truth.spread))
-    right, heard = float(rng.random() < truth.accuracy), rng.random() >= world.missing
+    truth = world.truth(choice.arm, segment, step, n)
+    if world.outcome is None:
+        failed = rng.random() < truth.failures
+        latency_ms = truth.p50_ms * math.exp(rng.gauss(0.0, truth.spread))
+        right = float(rng.random() < truth.accuracy)
+    else:
+        failed, latency_ms, right = world.outcome(choice.arm, segment, step, n, rng)
+    heard = rng.random() >= world.missing
     if failed:
         policy.learn(context, arm, Result.failed(propensity=p, at_s=now_s))
     elif world.delay == 0 and heard:

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "serving": "models composed behind HTTP, beside a hand-written server and plain Ray Serve",
     "journal": "what it costs to take down every outcome",
     "choice": "how soon the policies of choosing find the best plan, simulated",
+    "choice_digits": "how well they choose among real models, for digits under changing corruption",
     "rollout": "what rollouts do about good and bad versions, simulated",
     "lifecycle": "what deploying, trying, promoting, rolling back, replacing and removing do to requests under load",
     "drills": "three times the load that extensions bear, killed replicas, and what many requests leave behind",
