@@ -9,7 +9,6 @@ from lineage.quality.findings import Finding
 from lineage.quality.learner import Claim
 from planner.cards import Card, ExtensionId
 
-
 TAIL_CALLS = 200  # that have to be measured before a p99 is a promise
 
 

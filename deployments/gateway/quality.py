@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -30,6 +31,7 @@ OVERVIEW_WINDOW: Window = "1h"
 FRESH_S = 10.0  # after which an overview is asked for again
 STALE_S = 120.0  # after which it is not shown any more
 WAIT_S = 0.5  # for one that is being fetched
+_log = logging.getLogger("fenix.gateway")
 
 
 class QualityDesk:
@@ -77,6 +79,9 @@ class QualityDesk:
             seen: Overview = await ledger.learned("quality", "overview", _WINDOWS_S[OVERVIEW_WINDOW])
             found = await self.findings(OVERVIEW_WINDOW)
         except FenixError:  # it is shown by being absent
+            return
+        except Exception:
+            _log.exception("the figures of quality could not be fetched")
             return
         self._overview = began_s, seen, found
 

@@ -157,3 +157,12 @@ def test_nothing_is_put_into_the_registry_that_others_export() -> None:
         scraped(served)
     assert {family.name for family in prometheus_client.REGISTRY.collect()} == before
     assert not any(name.startswith("fenix") for name in before)
+
+
+def test_an_answer_that_makes_no_sense_is_logged_and_costs_no_scrape(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        async def learned(self, name: str, question: str, *arguments: Any) -> Any:
+            raise RuntimeError("broken")
+
+    assert asyncio.run(QualityDesk(engine(), Broken(), lambda: 0.0).lately()) is None
+    assert "could not be fetched" in caplog.text
