@@ -139,10 +139,10 @@ class JournalSettings(Section):
 class ChoiceSettings(Section):
     """Who chooses among the plans for a goal. Counts where a journal is kept; without, it is the planner's first."""
 
-    policy: Literal["thompson", "greedy", "controller", "first"] = Field(
+    policy: Literal["thompson", "greedy", "exp3", "exp4", "controller", "first"] = Field(
         default="thompson",
         description="How plans are chosen: by how likely each is the best; the best known and trials by chance; "
-        "by a trained controller; or always the planner's first.",
+        "Exp3 or Exp4, for worlds that follow no distribution; by a trained controller; or the planner's first.",
     )
     share: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.1, description="Most requests of a goal that try what is not believed to be the best."

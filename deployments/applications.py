@@ -39,9 +39,11 @@ class Journaling:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceOptions:
-    """Who chooses among plans (`deployments/gateway/choosing.py`): `policy` is thompson, greedy, controller or first;
-    at most `share` of a goal's requests try what is not the best known, after `burst` for each of its plans. `weights`
-    is the controller's file."""
+    """Who chooses among plans (`deployments/gateway/choosing.py`).
+
+    `policy` is thompson, greedy, exp3, exp4, controller or first. At most `share` of a goal's requests try what is not
+    the best known, after `burst` for each of its plans. `weights` is the controller's file.
+    """
 
     policy: str = "thompson"
     share: float = 0.1

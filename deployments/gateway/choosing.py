@@ -16,6 +16,7 @@ import logging
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,8 +29,9 @@ from planner.cards import ExtensionId
 from planner.catalogue import Catalogue
 from planner.choice.controller import Candidate, Controller, Way
 from planner.choice.controller import load as load_weights
+from planner.choice.exp3 import Exp3, Exp4
 from planner.choice.greedy import EpsilonGreedy, Prior
-from planner.choice.learner import ChoiceLearner, News
+from planner.choice.learner import MOST_RESULTS, ChoiceLearner, Heard, News, Results
 from planner.choice.policy import Arm, Choice, Context, Policy
 from planner.choice.posteriors import Belief, Posteriors, SegmentRows
 from planner.choice.rule_store import StoredRule
@@ -94,8 +96,13 @@ class Choosing:
         self.load = load
         self.version = 0  # grows with what is known
         self._heard = News("", -1)
+        # What came of plans, for policies that learn from each result; until there is somebody to choose by it.
+        self._results = Results("", 0, ())
+        self._unheard: deque[Heard] = deque(maxlen=MOST_RESULTS)
         self._stored: tuple[StoredRule, ...] = ()
         self._rules = Rules()
+        self._learns = isinstance(policy, Exp3 | Exp4)  # the others go by the posteriors
+        self._taught: set[tuple[str, str]] = set()
         self._arms: dict[tuple[Arm, ...], tuple[Arm, ...]] = {}
         self._by_plan: dict[str, tuple[Arm, Plan]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -253,6 +260,35 @@ class Choosing:
         if gone or news.segments:
             self.version += 1
         self._heard = News(news.life, news.version)
+        if self._learns:
+            results = self._results
+            results = await self._ledger.learned(ChoiceLearner.name, "results", results.life, results.number)
+            self._results = Results(results.life, results.number, ())
+            self._unheard.extend(results.heard)
+            self.teach()
+
+    def teach(self) -> None:
+        """Lets the policy learn from the results that it can: those of plans and segments it has chosen for."""
+        left: list[Heard] = []
+        for one in self._unheard:
+            known = self._by_plan.get(one.plan)
+            if known is None or (one.goal, one.segment) not in self._taught:
+                left.append(one)
+            else:
+                context = Context(one.goal, one.segment, (), self.objective_of(one.goal))
+                self.policy.learn(context, known[0], one.result)
+        self._unheard = deque(left, MOST_RESULTS)
+
+    def begin(self, context: Context, arms: tuple[Arm, ...]) -> None:
+        """There are choices for a segment from now on."""
+        key = context.goal, context.segment
+        if not self._learns or key in self._taught:
+            return
+        if len(self._taught) >= MOST_ARMS:
+            self._taught.clear()
+        self.policy.choose(context, arms, self.rng, self.clock())  # only now does it know the arms
+        self._taught.add(key)
+        self.teach()
 
     async def hear_rules(self) -> None:
         """From the next request on, the rules hold as the ledger has them. Raises what the ledger raises."""
@@ -339,6 +375,7 @@ class _PolicyChooser:
         if segment != self._segment:
             self._segment = segment
             self._contexts.clear()
+        self._home.begin(self._context(0, 0.0), self._arms)
 
     def _context(self, n_requests: int, load: float) -> Context:
         features: tuple[float, ...] = ()
@@ -380,6 +417,10 @@ def choosing_of(
         policy = Thompson(posteriors, share=options.share, burst=options.burst)
     elif options.policy == "greedy":
         policy = EpsilonGreedy(posteriors, epsilon=options.share)
+    elif options.policy == "exp3":
+        policy = Exp3(mixing=options.share)
+    elif options.policy == "exp4":
+        policy = Exp4(mixing=options.share)
     elif options.policy == "controller":
         weights = load_weights(Path(options.weights))
         policy = Controller(weights, lambda arm: made.way_of(arm), mixing=options.share)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from planner.choice.segments import Segments
 from planner.errors import BadRequest, DeadlineExceeded, FenixError, StepFailed
 
 MOST_SEGMENTS = 500  # of all goals
+MOST_RESULTS = 2_048  # the latest, that are kept for policies which learn from each
 MOST_GONE = 2_000  # segments that were given up, of which followers are told
 _CLOSE = 0.1  # standard deviations
 _FEW = 10  # true numbers, before their deviation is known; until then a number is compared with its own size
@@ -44,6 +47,25 @@ class News:
     whole: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came of a plan, one setting of one chunk at a time, with the propensity that it was chosen with."""
+
+    goal: str
+    segment: str
+    plan: str
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The results up to `number`, as far as they are new to whoever asked and still kept."""
+
+    life: str
+    number: int
+    heard: tuple[Heard, ...]
+
+
 class ChoiceLearner:
     """The learner named "choice"; see `lineage/learners.py`."""
 
@@ -56,6 +78,8 @@ class ChoiceLearner:
         self._version = 0
         self._changed: dict[tuple[str, str], int] = {}  # segment -> the version that it changed in
         self._forgotten = 0  # followers behind this version are told everything
+        self._results: deque[Heard] = deque(maxlen=MOST_RESULTS)
+        self._n_results = 0
         self._begin(Posteriors(self._memory))
 
     def _begin(self, posteriors: Posteriors) -> None:
@@ -85,6 +109,7 @@ class ChoiceLearner:
                     log_ms=0.0 if setting.error else mean,
                     log_ms_var=0.0 if setting.error else spread,
                     cost=setting.expected_cost,
+                    propensity=_propensity(setting),
                     at_s=float(last_s[k]),
                 )
                 self._learn(setting, result, n)
@@ -101,7 +126,8 @@ class ChoiceLearner:
                 continue
             before = None if one.before is None else self._judged(one.outcome, one.before, is_new=False)
             if before is None:
-                self._learn(setting, Result.judged(now[1], now[0], at_s=one.received_s), 0)
+                judged = Result.judged(now[1], now[0], propensity=_propensity(setting), at_s=one.received_s)
+                self._learn(setting, judged, 0)
             else:
                 segment = self._segments.of(setting.goal, setting.user, setting.tags, n_requests=0)
                 plan = setting.chosen or setting.plan
@@ -137,10 +163,11 @@ class ChoiceLearner:
         self._forgotten, self._changed = self._version, {}
 
     def answer(self, question: str, *arguments: Any) -> Any:
-        """`since`, life, version -> News. Raises BadRequest for any other question."""
-        if question != "since" or len(arguments) != 2:
+        """`since`, life, version -> News; `results`, life, number -> Results. Else raises BadRequest."""
+        asked = {"since": self.since, "results": self.results}.get(question)
+        if asked is None or len(arguments) != 2:
             raise BadRequest(f"{question[:40]!r} is no question of choosing.")
-        return self.since(*arguments)
+        return asked(*arguments)
 
     def since(self, life: str, version: int) -> News:
         """What changed after this version, of that life of the learner."""
@@ -149,11 +176,19 @@ class ChoiceLearner:
         changed = [key for key, at in self._changed.items() if at > version]
         return News(self._life, self._version, tuple([self._posteriors.rows(*key) for key in changed]))
 
+    def results(self, life: str, number: int) -> Results:
+        """The results after this number, of that life of the learner, one by one; only the latest are kept."""
+        n_new = self._n_results - number if life == self._life else self._n_results
+        begin = len(self._results) - min(max(n_new, 0), len(self._results))
+        return Results(self._life, self._n_results, tuple(islice(self._results, begin, None)))
+
     def _learn(self, setting: Setting, result: Result, n_requests: int) -> None:
         goal = setting.goal
         segment = self._segments.of(goal, setting.user, setting.tags, n_requests=n_requests)
         arm = Arm(setting.chosen or setting.plan, 0.0, 0, setting.expected_ms, setting.expected_cost)
         self._posteriors.learn(Context(goal, segment), arm, result)
+        self._results.append(Heard(goal, segment, arm.plan, result))
+        self._n_results += 1
 
     def _give_up(self, goal: str, segment: str) -> None:
         self._posteriors.give_up(goal, segment)
@@ -206,6 +241,10 @@ class ChoiceLearner:
             for error, number in zip(verdict.absolute, true, strict=True)
         ]
         return len(close), float(sum(close))
+
+
+def _propensity(setting: Setting) -> float:
+    return setting.propensity or 1.0
 
 
 def _names(kind: type[FenixError]) -> set[str]:

@@ -315,6 +315,25 @@ def test_other_policies_serve_too(tmp_path: Path, policy: str) -> None:
     house(tmp_path, scenario, ChoiceOptions(policy), work={"neat@1": whole, "plain@1": whole})
 
 
+@pytest.mark.parametrize("policy", ["exp3", "exp4"])
+def test_policies_that_learn_from_each_result_hear_them_all_also_when_the_gateway_starts_anew(
+    tmp_path: Path, policy: str
+) -> None:
+    async def scenario(house: House) -> None:
+        for _ in range(3):
+            await house.served(40, "ann")
+            await house.learn()
+        assert (await house.served(40, "ann"))["plain@1"] >= 30
+        again = choosing_of(ChoiceOptions(policy), lambda: house.engine, house.ledger, lambda: 0.0)
+        again.rng = Random(6)
+        await again.hear()
+        house.engine._chooser_for = again.chooser_for
+        house.engine.choose_anew()
+        assert (await house.served(40, "ann"))["plain@1"] >= 28
+
+    house(tmp_path, scenario, ChoiceOptions(policy))
+
+
 def test_a_controller_decides_by_its_weights(tmp_path: Path) -> None:
     from planner.choice.controller import save, untrained
 

@@ -12,7 +12,7 @@ from lineage.chunks import Chunk, ChunkBuilder
 from lineage.feedback import Feedback
 from lineage.journal import Joined
 from lineage.outcomes import Outcome, Setting
-from planner.choice.learner import ChoiceLearner
+from planner.choice.learner import MOST_RESULTS, ChoiceLearner
 from planner.choice.posteriors import Posteriors, SegmentRows
 from planner.errors import BadRequest
 from tests.lineage.outcomes import RUN
@@ -186,6 +186,31 @@ def test_a_segment_that_is_given_up_goes_on_in_the_common_one_and_followers_are_
     (gone,) = [rows for rows in news.segments if rows.segment == "user=ann"]
     assert gone.plans == ()
     assert plans(learner)["a"][0] == 4
+
+
+def test_results_are_told_one_by_one_with_their_propensities_and_only_once() -> None:
+    learner = ChoiceLearner()
+    found = chunk((setting("b", considered=(("a", 0.75), ("b", 0.25))), 3))
+    learner.hear(found)
+    first = learner.answer("results", "", 0)
+    ((one),) = first.heard
+    assert (one.goal, one.segment, one.plan) == ("digits", "", "b")
+    assert (one.result.n, one.result.propensity) == (3, 0.25)
+    assert one.result.log_ms == pytest.approx(math.log(4.0))
+    learner.told([joined(outcome(found), 1)])
+    second = learner.answer("results", first.life, first.number)
+    assert [(one.result.n, one.result.n_judged, one.result.right) for one in second.heard] == [(0, 1, 1.0)]
+    assert learner.answer("results", second.life, second.number).heard == ()
+    assert len(learner.answer("results", "another life", 7).heard) == 2
+
+
+def test_only_the_latest_results_are_kept() -> None:
+    learner = ChoiceLearner()
+    found = chunk((setting(), 1))
+    learner.told([joined(outcome(found), 1)] * (MOST_RESULTS + 5))
+    told = learner.answer("results", "", 0)
+    assert (len(told.heard), told.number) == (MOST_RESULTS, MOST_RESULTS + 5)
+    assert len(learner.answer("results", told.life, 2).heard) == MOST_RESULTS
 
 
 def test_an_unknown_question_is_refused() -> None:
