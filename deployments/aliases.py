@@ -71,25 +71,26 @@ class AliasKeeper:
         models = models_of(self._catalogue(), champions)
         if not models:
             return
-        for extension, model in models.items():
-            try:
-                await self._bring_together(extension, model)
-            except StoreUnavailable as error:
-                if not self._is_down:
-                    await self._rollouts.note(extension, f"aliases are not followed: {error.text()}")
-                self._is_down = True
-                return
+        try:
+            found = await asyncio.to_thread(self._asked().aliases)
+            for extension, model in models.items():
+                if model.name in found:
+                    await self._bring_together(extension, model, found[model.name])
+        except StoreUnavailable as error:
+            if not self._is_down:
+                await self._rollouts.note(next(iter(models)), f"aliases are not followed: {error.text()}")
+            self._is_down = True
+            return
         self._is_down = False
 
-    async def _bring_together(self, extension: str, model: Model) -> None:
+    async def _bring_together(self, extension: str, model: Model, found: Aliases) -> None:
         registry = self._asked()
-        found = await asyncio.to_thread(registry.aliases, model.name)
         there = {alias: version for alias, version in found.items() if alias in ALIASES}
         rollout = self._rollouts.known(extension)
         agreed = self._rollouts.aliases(model.name)
-        if agreed is None:  # seen for the first time: nobody moved anything yet
-            await self._rollouts.agree(model.name, there)
-            return
+        if agreed is None:  # seen for the first time: who serves was said by whoever deployed it
+            agreed = {alias: version for alias, version in there.items() if alias == CHAMPION}
+            await self._rollouts.agree(model.name, agreed)
         ours = dict(agreed) if rollout is None else aliases_of(rollout)
         todo = differences(agreed, there, ours)
         for remark in todo.remarks:
@@ -102,18 +103,18 @@ class AliasKeeper:
                 await asyncio.to_thread(registry.drop_alias, model.name, move.alias)
                 there.pop(move.alias, None)
         for wish in todo.wishes:
-            if not await self._done(extension, model, wish):
+            if not await self._done(extension, model, wish, there.get(CHAMPION, "")):
                 _keep(there, agreed, wish)
         if there != agreed:
             await self._rollouts.agree(model.name, there)
 
-    async def _done(self, extension: str, model: Model, wish: Wish) -> bool:
+    async def _done(self, extension: str, model: Model, wish: Wish, champion: str) -> bool:
         """Does what somebody wants; what cannot be done is noted and tried again later."""
         now_s = asyncio.get_running_loop().time()
         if self._refused.get((extension, wish), 0.0) > now_s:
             return False
         try:
-            await self._do(extension, model, wish)
+            await self._do(extension, model, wish, champion)
         except StoreUnavailable:
             raise
         except FenixError as error:
@@ -123,7 +124,8 @@ class AliasKeeper:
         self._refused.pop((extension, wish), None)
         return True
 
-    async def _do(self, extension: str, model: Model, wish: Wish) -> None:
+    async def _do(self, extension: str, model: Model, wish: Wish, champion: str) -> None:
+        """`champion` is the version with that alias; what is tried is tried against it where no rollout says more."""
         rollouts = self._rollouts
         running = rollouts.known(extension)
         if wish.action == "abort":
@@ -136,7 +138,9 @@ class AliasKeeper:
         if wish.action == "promote":
             await rollouts.promote(extension, wish.version, BY, "the alias champion was moved")
         else:
-            await rollouts.start(extension, wish.version, None, "", BY)
+            is_there = f"{extension}@{champion}" in self._catalogue().cards
+            against = champion if is_there and running is None else ""
+            await rollouts.start(extension, wish.version, None, against, BY)
 
     async def _deploy(self, extension: str, model: Model, version: str) -> None:
         """Deploys a version like the one that serves; it gets no traffic yet."""

@@ -26,7 +26,7 @@ from planner.rollout.traffic import Rules
 
 ACTOR_NAME = "fenix-rollouts"
 PACE_S = 1.0
-ALIASES_EVERY_S = 3.0
+ALIASES_EVERY_S = 5.0
 RIPE_S = 3.0  # feedback counts so long after it came: what the other version would have said comes later
 MOST_TOLD = 5_000  # of feedback at once
 _log = logging.getLogger("fenix.rollouts")

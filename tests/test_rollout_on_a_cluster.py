@@ -7,12 +7,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from cluster import lifecycle
 from cluster.settings import Settings
@@ -218,3 +220,33 @@ def kill(settings: Settings, title: str) -> None:
     ]
     found.kill()
     found.wait(5.0)
+
+
+def test_aliases_in_mlflow_follow_and_are_followed(settings: Settings, client: Client, tmp_path: Path) -> None:
+    from deployments.deployer import deploy, remove
+    from deployments.kinds.sklearn import save_sklearn
+    from lineage.models import ModelRegistry
+
+    installation = lifecycle.installation(settings)
+    registry = ModelRegistry(installation.mlflow_uri, tmp_path / "cache")
+    card = {
+        "inputs": [{"name": "x", "type": "flower", "datatype": "FP64", "shape": [2]}],
+        "outputs": [{"name": "y", "type": "label/flower", "datatype": "INT64"}],
+    }
+    for k in (1, 2):
+        estimator = LogisticRegression().fit(np.array([[0.0, 1.0], [1.0, 0.0], [1.0, k]]), [0, 1, 1])
+        content = save_sklearn(estimator, tmp_path / str(k))
+        registry.register("flowers", tmp_path / str(k), content=content, card=card, alias="champion" if k == 1 else "")
+    deploy(["models:/flowers@champion"], [], installation, quiet)
+    registry.move_alias("flowers", "challenger", "2")
+
+    def stage() -> str:
+        return next((one["stage"] for one in client.rollouts() if one["extension"] == "flowers"), "")
+
+    within(40.0, lambda: stage() == "shadow")  # it was not deployed yet
+    client.promote("flowers")
+    within(15.0, lambda: registry.aliases()["flowers"] == {"champion": "2"})
+    registry.move_alias("flowers", "champion", "1")
+    within(15.0, lambda: client.rollout("flowers")["champion"] == "1")
+    assert client.infer("flowers", {"x": np.zeros((1, 2))}).version == "1"
+    remove(["flowers@1", "flowers@2"], [], quiet)
