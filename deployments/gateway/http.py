@@ -148,9 +148,9 @@ class HttpApp:
             headers = [_JSON, length]
         else:
             headers = [_BINARY, length, (b"inference-header-content-length", b"%d" % encoded.header_bytes)]
+        self._tally.meter(answer.model).answered(perf_counter() - began_s)  # before the client can ask for the count
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         await exchange.send({"type": "http.response.body", "body": encoded.body})
-        self._tally.meter(answer.model).answered(perf_counter() - began_s)
 
     async def _hand_over(self, scope: MutableMapping[str, Any], exchange: _Exchange) -> None:
         head = _Head(scope["headers"], _MORE_MEDIA.get(scope["path"], _NO_MEDIA))
