@@ -14,6 +14,7 @@ import yaml
 from fenix.commands.feedback import _explained, _value
 from fenix.output import out
 from lineage.outcomes import Setting
+from planner.choice.posteriors import Belief
 from tests.deployments.gateway.engines import Served, served_http
 from tests.deployments.gateway.journals import MISSING, desk_over, journal
 from tests.fenix.test_cli import run
@@ -26,18 +27,23 @@ TAKEN = Setting(
     plan="p-other",
     steps=((0, "double@1"),),
     considered=(("p-double", 0.25), ("p-gone", 0.75)),
+    reason="tried: it may be better than p-gone",
     chosen="p-double",
     flags=frozenset({"replanned"}),
     deadline_ms=200.0,
     tags=frozenset({"pii"}),
 )
+BELIEF = Belief(0.9, 99.0, 0.02, 50.0, 3.0, 0.1, 0.0)
 
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Served]:
-    with journal() as store, served_http(desk=desk_over(store)[0]) as served:
-        store.append(RUN, [chunk(0, [1] * 40, run=RUN), chunk(40, [7], run=RUN, setting=TAKEN)])
-        yield served
+    with journal() as store:
+        desk = desk_over(store)[0]
+        desk.beliefs = lambda setting: {"p-double": BELIEF}
+        with served_http(desk=desk) as served:
+            store.append(RUN, [chunk(0, [1] * 40, run=RUN), chunk(40, [7], run=RUN, setting=TAKEN)])
+            yield served
 
 
 def test_feedback_is_given_and_counted(gateway: Served) -> None:
@@ -117,11 +123,12 @@ def test_a_request_is_explained(gateway: Served) -> None:
     assert result.exit_code == 0
     for pattern in (
         r"^plan +p-other$",
-        r"^because +of 2 plans within the terms p-double was taken with probability 0.25; p-other took over on the way",
+        r"^because +of 2 plans within the terms p-double was taken with probability 0.25; "
+        r"tried: it may be better than p-gone; p-other took over on the way",
         r"^terms +deadline_ms 200, priority 5, tags pii$",
         r"^flags +replanned$",
         r"^ *0 +double@1 +0.10 ms +0.20 ms +0.40 ms +8$",
-        r"^p-double +25.0 % +double@1 +100.0 % +0.20 ms +0 +taken$",
+        r"^p-double +25.0 % +double@1 +100.0 % +0.20 ms +0 +84.1 % to 95.9 % right, 2.0 % fail, 3.00 ms +taken$",
         r"^p-gone +75.0 % +not planned now",
         r"^digit +7$",
     ):
@@ -140,7 +147,7 @@ def test_what_was_not_kept_is_said_and_long_outputs_are_cut(monkeypatch: pytest.
     values = {"name": "y", "shape": [40, 1], "data": [0.123456789, None, "x" * 100] + [1] * 37, "best": False}
     best = {"name": "scores", "shape": [1], "data": [3], "best": True}
     outcome = {
-        **dict.fromkeys(("trace_id", "version", "goal", "plan", "chosen", "error"), ""),
+        **dict.fromkeys(("trace_id", "version", "goal", "plan", "chosen", "reason", "error"), ""),
         **{"model": "m", "answered_s": 0.0, "n_rows": 40, "latency_ms": 12.0, "confidence": 0.5, "probability": None},
         **{"terms": {}, "flags": [], "steps": [], "considered": [], "outputs": [values, best], "not_kept": ["image"]},
     }
