@@ -5,8 +5,8 @@ them (`digits.py`). Feedback comes at once; or, in the worlds called late, 200 r
 never. Regret is in wrong answers, with seconds and costs, against the plan that is the best for its user over the whole
 run. The best fixed plan is the one that would have been the best for all users together.
 
-Then the controller and others by offline evaluation, from a journal of digits of all corruptions mixed, and what they
-would truly have brought. Nothing was tuned on these digits being held out, nor on these seeds.
+Then the controller and others by offline evaluation, from journals of such streams, and what they would truly have
+brought. Nothing was tuned on these digits being held out, nor on these seeds.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from planner.choice.controller import Controller
 from planner.choice.controller_training import examples_of, train
 from planner.choice.evaluation import Logged, compare
 from planner.choice.exp3 import Exp3
 from planner.choice.greedy import EpsilonGreedy, Fixed, Prior
-from planner.choice.policy import Arm, Choice, Context, Policy, Result
-from planner.choice.segments import bucket
+from planner.choice.policy import Context, Policy, Result
 from planner.choice.thompson import Thompson
 from planner.choice.worlds import Run, World, run
 from tests.benchmarks.bench_choice import POLICIES, SETTLED, SHARE_ON_BEST, compared, spread, table, verdict
-from tests.benchmarks.digits import CORRUPTIONS, HELD_OUT, WORLDS, Stream, models, stream
+from tests.benchmarks.digits import CORRUPTIONS, HELD_OUT, WORLDS, Stream, mix_of_users, models, stream
 
 FIXED = "best fixed"
 
@@ -83,33 +80,20 @@ def streams(seeds: Sequence[int], n: int, markdown: bool) -> None:
     print(f"{len(rows) - missed} of {len(rows)} kept.\n")
 
 
-class Alike:
-    """A policy that sees requests in segments by mean and deviation of their input."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.name = f"{policy.name}, alike"
-        self._policy = policy
-
-    def choose(self, context: Context, arms: Sequence[Arm], rng: random.Random, now_s: float) -> Choice:
-        """As `Policy.choose`."""
-        return self._policy.choose(_alike(context), arms, rng, now_s)
-
-    def learn(self, context: Context, arm: Arm, result: Result) -> None:
-        """As `Policy.learn`."""
-        self._policy.learn(_alike(context), arm, result)
+def _request(source: Stream, n_users: int, step: int, n: int, rng: random.Random) -> tuple[Context, int, int]:
+    """The context of a request, and the numbers of its corruption and row."""
+    user = rng.randrange(n_users)
+    kind, row = source.request(user, step, n)
+    return Context("goal", f"user={user}" if n_users > 1 else "", source.features(kind, row)), kind, row
 
 
-def _alike(context: Context) -> Context:
-    return replace(context, segment=f"like={bucket(context.features, ('mean', 'deviation'))}")
-
-
-def journal(source: Stream, policy: Policy, seed: int, n: int) -> list[Logged]:
-    """What a policy's choices for digits of unknown users left behind."""
+def journal(source: Stream, n_users: int, policy: Policy, seed: int, n: int) -> list[Logged]:
+    """What a policy's choices left behind."""
     rng, arms, found = random.Random(seed), source.known.arms, []
     for step in range(n):
-        context = Context("goal", "", source.features(*source.request(0, step, n)))
+        context, kind, row = _request(source, n_users, step, n, rng)
         choice = policy.choose(context, arms, rng, step / 100.0)
-        _, ms, right = source.outcome(choice.arm, 0, step, n, rng)
+        ms, right = rng.choice(source.known.times_ms[choice.arm]), float(source.known.right[kind, choice.arm, row])
         cost, p = arms[choice.arm].cost, choice.propensity
         result = Result.answered(ms, cost, right=right, propensity=p, at_s=step / 100.0)
         policy.learn(context, arms[choice.arm], result)
@@ -117,12 +101,11 @@ def journal(source: Stream, policy: Policy, seed: int, n: int) -> list[Logged]:
     return found
 
 
-def truly(source: Stream, policy: Policy, n: int) -> float:
-    """What a policy as it stands brings per request: over the next requests of the stream, by what all models say."""
+def truly(source: Stream, n_users: int, policy: Policy, n: int) -> float:
+    """What a policy as it stands brings per request: over other requests, by what all models say of them."""
     rng, arms, total = random.Random(0), source.known.arms, 0.0
     for step in range(n):
-        kind, row = source.request(0, step, n)
-        context = Context("goal", "", source.features(kind, row))
+        context, kind, row = _request(source, n_users, step, n, rng)
         chances = policy.choose(context, arms, rng, n / 100.0).propensities
         for i, p in enumerate(chances):
             known = Result.answered(arms[i].p50_ms, arms[i].cost, right=float(source.known.right[kind, i, row]))
@@ -130,32 +113,32 @@ def truly(source: Stream, policy: Policy, n: int) -> float:
     return total / n
 
 
+JOURNALS: tuple[tuple[str, int, Callable[[], Policy]], ...] = (
+    ("four users, by greedy, half of it tried by chance", 4, lambda: EpsilonGreedy(epsilon=0.5)),
+    ("four users, by thompson", 4, Thompson),
+    ("unknown users, by greedy, half of it tried by chance", 1, lambda: EpsilonGreedy(epsilon=0.5)),
+)
+
+
 def offline(seeds: Sequence[int], n: int, markdown: bool) -> None:
     """Policies compared on journals: offline estimates beside what is true."""
-    logged_by: dict[str, Callable[[], Policy]] = {
-        "greedy, half of it tried by chance": lambda: EpsilonGreedy(epsilon=0.5),
-        "exp3": Exp3,
-        "thompson": Thompson,
-    }
-    for title, make in logged_by.items():
+    for title, n_users, make in JOURNALS:
         rows: dict[str, list[list[float]]] = {}
         earned = []
         for seed in seeds:
-            source, fresh = (stream(lambda s, t: (1.0,) * len(CORRUPTIONS), seed + off, n) for off in (0, 500))
-            log = journal(source, make(), seed, n)
-            began_s = time.perf_counter()
+            mix = mix_of_users(seed) if n_users > 1 else (lambda s, t: (1.0,) * len(CORRUPTIONS))
+            source, others = stream(mix, seed, n), stream(mix, seed + 500, n)
+            log = journal(source, n_users, make(), seed, n)
             controller = Controller(train(examples_of(log[: n // 2]), seed=seed))
-            trained_s = time.perf_counter() - began_s
-            made: list[Policy] = [controller, Thompson(), Alike(Thompson()), EpsilonGreedy(), Exp3(), Prior()]
+            made: list[Policy] = [controller, Thompson(), EpsilonGreedy(), Exp3(), Prior()]
             compared_ = compare(made, log, random.Random(seed))
             earned.append(compared_.logged.value)
             for found in compared_.rows:
                 policy = next(one for one in made if one.name == found.policy)
-                robust, scores = found.doubly_robust, found.ips
-                true = truly(fresh, policy, 2000)
+                true, robust = truly(others, n_users, policy, 2000), found.doubly_robust
                 held = float(robust.low <= true <= robust.high)
-                rows.setdefault(found.policy, []).append([true, robust.value, scores.value, found.effective_n, held])
-        print(f"From a journal of {n:,} outcomes by {title}, which earned {statistics.mean(earned):.3f} a request\n")
+                rows.setdefault(found.policy, []).append([true, robust.value, found.ips.value, found.effective_n, held])
+        print(f"From a journal of {n:,} outcomes of {title}, which earned {statistics.mean(earned):.3f} a request\n")
         table(
             ["policy", "truly", "doubly robust", "scores", "effective", "interval held"],
             [
@@ -164,7 +147,6 @@ def offline(seeds: Sequence[int], n: int, markdown: bool) -> None:
             ],
             markdown,
         )
-    print(f"The controller was trained on the first half, the last time in {trained_s:.1f} s.")
 
 
 def _mean(rows: Sequence[Sequence[float]], i: int) -> float:

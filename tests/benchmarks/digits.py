@@ -202,6 +202,12 @@ def _order(seed: int) -> list[int]:
     return random.Random(seed).sample(range(len(CORRUPTIONS)), len(CORRUPTIONS))
 
 
+def mix_of_users(seed: int) -> Mix:
+    """Each of up to five users has a corruption of the own."""
+    order = _order(seed)
+    return lambda segment, t: only(order[segment])
+
+
 def one(seed: int, n: int, late: bool = False) -> World:
     """All digits are corrupted in the same way; in which differs from seed to seed, and is never none."""
     kind = 1 + seed % (len(CORRUPTIONS) - 1)
@@ -231,8 +237,7 @@ def growing(seed: int, n: int, late: bool = False) -> World:
 
 def by_user(seed: int, n: int, late: bool = False) -> World:
     """Four users, each with a corruption of the own."""
-    order = _order(seed)
-    return _world("per user", lambda s, t: only(order[s]), seed, n, n_segments=4, late=late)
+    return _world("per user", mix_of_users(seed), seed, n, n_segments=4, late=late)
 
 
 def by_user_turning(seed: int, n: int, late: bool = False) -> World:
