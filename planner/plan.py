@@ -64,31 +64,31 @@ def plan(
     index = index_of(catalogue)
     started_s = clock()
     planning = _Planning.of(index, request, catalogue.cards, budget or usual_budget(len(index.cards)), clock)
-    thorough = planning.thorough
-    problem = Problem(index, request, Limits.of(request), thorough=thorough)
+    problem = Problem(index, request, Limits.of(request), thorough=planning.thorough)
     stop_s = planning.from_now_s(1.0)
     wide = max(k, 3)  # a lone best plan could not say what it beat
-    found = search(problem, wide, planning.budget.part(0.5), clock)
-    if not found.states and not thorough and problem.limits != Limits():
-        some = search(problem.without_limits(), 1, planning.budget.part(0.2), clock).states
-        if some:
-            problem.sharpen(some[0])
-            found = search(problem, wide, planning.budget.part(0.5), clock)
-    stopped, expanded = found.stopped, found.expanded
-    free, states, others = problem, found.states, list[State]()
-    relaxed = planning.without_terms(problem, bool(states))
-    if relaxed is not None:
-        # What would win without the terms: it shows what they cost, and a cascade may bring it within them.
-        free = relaxed
-        unbound = search(free, wide, planning.budget.part(0.2 if states or found.complete else 0.5), clock)
-        known = {state.cards() for state in found.states}
-        others = [state for state in unbound.states if state.cards() not in known]
-        states = [*found.states, *others]
+    # What would win without the terms: mostly it keeps them. Else it shows what they cost, and a cascade may bring it
+    # within them.
+    free = problem.without_limits()
+    found = unbound = search(free, wide, planning.budget.part(0.5), clock)
+    expanded = found.expanded
+    if not all(problem.limits.kept(state) for state in unbound.states):
+        problem.sharpen(unbound.states[0])
+        found = search(problem, wide, planning.budget.part(0.5), clock)
+        expanded += found.expanded
+    stopped = found.stopped
+    unmarked = planning.without_tags(bool(found.states))
+    if unmarked is not None:
+        free = unmarked
+        unbound = search(free, wide, planning.budget.part(0.2 if found.states else 0.5), clock)
         expanded += unbound.expanded
         stopped = stopped or ("" if found.states else unbound.stopped)
+    known = {state.cards() for state in found.states}
+    others = [state for state in unbound.states if state.cards() not in known]
+    states = [*found.states, *others]
     if not states and index.combiners:
         # Perhaps only a combiner gives what is wanted; to the search it is an extension that takes two sources.
-        free = Problem(index, request, Limits(), combiners=True, thorough=thorough)
+        free = Problem(index, request, Limits(), combiners=True, thorough=planning.thorough)
         joined = search(free, wide, planning.budget.part(0.5), clock)
         states, expanded, stopped = joined.states, expanded + joined.expanded, joined.stopped
     if not states:
@@ -162,12 +162,12 @@ class _Planning:
         """When, on the clock, a share of the budget will have ended."""
         return math.inf if self.budget.max_ms is None else self.clock() + share * self.budget.max_ms / 1e3
 
-    def without_terms(self, problem: Problem, found: bool) -> Problem | None:
-        """The problem without its terms; None when they do not restrict it, or it is not worth the time to know."""
+    def without_tags(self, found: bool) -> Problem | None:
+        """The problem without its terms; None when its tags do not restrict it, or it is not worth the time to know."""
         tags = self.request.terms.tags
         if tags and (not found or len(self.index.cards) <= _MEDIUM) and self.index.seen(tags) is not None:
             return Problem(self.index, self.request, Limits(), tags=False, thorough=self.thorough)
-        return problem.without_limits() if problem.limits != Limits() else None
+        return None
 
     def kind_of(self, state: State) -> PlanKind:
         return "ensemble" if any(step.card in self.index.combiners for step in state.steps) else "graph"

@@ -8,7 +8,8 @@ from planner.errors import NoPlan
 from planner.index import index_of
 from planner.plan import plan
 from planner.plans import PlanRequest
-from planner.search import Budget, Limits, Problem
+from planner.search import Budget, Limits, Problem, search
+from tests.benchmarks import bench_planning
 from tests.planner.exhaustive import TooMany, Whole, all_plans, check
 from tests.planner.worlds import worlds
 
@@ -62,6 +63,39 @@ def test_the_usual_budget_proves_the_best_plan_of_a_small_catalogue(world):
     for p in (*found.plans, *[r.plan for r in found.rejected]):
         if not any(not catalogue.cards[id_].sees(request.terms.tags) for id_ in p.extensions()):
             check(p, request, catalogue)
+
+
+@settings(slow, max_examples=30)
+@given(worlds())
+def test_bounds_that_reach_only_as_far_as_the_search_asks_lead_to_the_same_plans(world):
+    request, catalogue = world
+    expected = try_all(request, catalogue)
+    problem = Problem(index_of(catalogue), request, Limits.of(request), thorough=False)
+    for state in search(problem.without_limits(), 1, Budget(), time.perf_counter).states:
+        problem.sharpen(state)
+    found = search(problem, 4, Budget(), time.perf_counter)
+    assert found.complete
+    most = 1e5  # all that are never right are equal
+    scores = [min(state.bound, most) for state in found.states[:4]]
+    assert scores == pytest.approx([min(whole.score, most) for whole in expected[:4]])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_plan_is_the_same_however_far_the_bounds_reach_at_first(seed):
+    catalogue, request = bench_planning.world(400, seed)
+    n_wider = 0
+    for _ in range(10):
+        asked = request()
+        problems = [
+            Problem(index_of(catalogue), asked, Limits.of(asked), thorough=thorough) for thorough in (True, False)
+        ]
+        reach = problems[1].reach
+        found = [search(problem, 1, Budget(max_expansions=1500), time.perf_counter) for problem in problems]
+        if found[0].complete and found[1].complete:
+            best = [[state.bound for state in one.states[:1]] for one in found]
+            assert best[0] == pytest.approx(best[1])
+        n_wider += problems[1].reach > reach
+    assert n_wider > 0
 
 
 @slow
