@@ -18,6 +18,8 @@ feedback.py     the desk that takes feedback and finds outcomes
 uploads.py      feedback in files, also damaged ones
 grpc.py         the gRPC service
 metadata.py     goals and extensions as the protocol shows models
+rollouts.py     which version serves whom, and what both did
+rollout_routes.py, rollout_schemas.py   `/v1/rollouts`
 notes.py        what becomes of requests, taken down for groups of them
 recorder.py     brings that to the journal in the background
 spool.py        what waits for the journal, on disk

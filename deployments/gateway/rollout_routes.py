@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Path
 
@@ -16,15 +16,38 @@ from deployments.gateway.rollout_schemas import (
     RolloutList,
     StartBody,
 )
-from deployments.rollouts_actor import RolloutsClient
+from deployments.rollouts import Event, Shown
 from planner.rollout.codec import parse_plan
+from planner.rollout.records import Rollout, RolloutPlan
 
 _Extension = Annotated[str, Path(description="The name of an extension, without its version.", examples=["digits"])]
 _CHANGING = may_answer(400, 404, 409, 422, 500, 503)
 _BY = "over /v1"
 
 
-def rollout_routes(client: RolloutsClient) -> APIRouter:
+class Keeper(Protocol):
+    """Who keeps the rollouts; see `deployments/rollouts.py`."""
+
+    async def start(
+        self, extension: str, version: str, plan: RolloutPlan | None = None, champion: str = "", by: str = ""
+    ) -> Shown: ...
+
+    async def promote(self, extension: str, version: str = "", by: str = "", reason: str = "by hand") -> Shown: ...
+
+    async def roll_back(self, extension: str, to: str = "", by: str = "", reason: str = "by hand") -> Shown: ...
+
+    async def pause(self, extension: str, by: str = "") -> Shown: ...
+
+    async def resume(self, extension: str, by: str = "") -> Shown: ...
+
+    async def abort(self, extension: str, by: str = "", reason: str = "by hand") -> Shown: ...
+
+    async def status(self) -> tuple[Shown, ...]: ...
+
+    async def show(self, extension: str) -> tuple[Shown, tuple[Rollout, ...], tuple[Event, ...]]: ...
+
+
+def rollout_routes(client: Keeper) -> APIRouter:
     """The routes, over whoever keeps the rollouts. What is answered is durable, and `followed` by all gateways unless
     the answer says otherwise."""
     router = APIRouter(prefix="/v1/rollouts", tags=["Rollouts"], route_class=StrictRoute)
