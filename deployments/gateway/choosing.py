@@ -114,7 +114,9 @@ class Choosing:
         rules = self._concerning(goal, terms)
         if rules:
             plans = self._allowed(plans, rules, without)
-        if not rules and (len(plans.plans) == 1 or isinstance(self.policy, Prior)):
+        # Of requests that name no goal nothing is learned, so trying would be for nothing.
+        policy = self.policy if goal in self._engine().catalogue.goals else _FIRST
+        if not rules and (len(plans.plans) == 1 or isinstance(policy, Prior)):
             return FirstPlan(plans)
         cards = self._engine().catalogue.cards
         arms = []
@@ -123,7 +125,7 @@ class Choosing:
             said = plan.prediction
             arms.append(Arm(plan.id, said.accuracy, min(measured, default=0), said.p50_ms, said.cost))
         found = marked(arms, [self._ids(plan) for plan in plans.plans], rules)
-        return _PolicyChooser(self, goal, terms, plans.plans, self._same(found, plans.plans), rules)
+        return _PolicyChooser(self, policy, goal, terms, plans.plans, self._same(found, plans.plans), rules)
 
     def segment_of(self, goal: str, terms: Terms) -> str:
         """The user's own, as soon as the user is known for one; else that of the data's tags."""
@@ -316,6 +318,9 @@ class Choosing:
                 well = False
 
 
+_FIRST = Prior()
+
+
 class _PolicyChooser:
     """Chooses for one convoy."""
 
@@ -328,6 +333,7 @@ class _PolicyChooser:
         "_home",
         "_objective",
         "_plans",
+        "_policy",
         "_segment",
         "_terms",
         "_version",
@@ -337,6 +343,7 @@ class _PolicyChooser:
     def __init__(
         self,
         home: Choosing,
+        policy: Policy,
         goal: str,
         terms: Terms,
         plans: tuple[Plan, ...],
@@ -344,7 +351,8 @@ class _PolicyChooser:
         rules: Sequence[Rule],
     ) -> None:
         """`arms[k]` is `plans[k]`; one of them at least is open."""
-        self._home, self._goal, self._terms, self._plans, self._arms = home, goal, terms, plans, arms
+        self._home, self._policy, self._goal, self._terms = home, policy, goal, terms
+        self._plans, self._arms = plans, arms
         self._because = f"by rule {', '.join([str(rule) for rule in rules])[:200]}: " if rules else ""
         self._objective = home.objective_of(goal)
         self._chosen: dict[tuple[int, tuple[float, ...]], Chosen] = {}
@@ -362,10 +370,10 @@ class _PolicyChooser:
                 self._renew()
             load = 0.0 if home.load is None else round(home.load(), 1)
             context = self._contexts.get((n_requests, load)) or self._context(n_requests, load)
-            choice = home.policy.choose(context, self._arms, home.rng, home.clock())
+            choice = self._policy.choose(context, self._arms, home.rng, home.clock())
             return self._chosen.get((choice.arm, choice.propensities)) or self._made(choice)
         except Exception:
-            _log.exception("the %s policy could not choose; the planner's first plan is taken", home.policy.name)
+            _log.exception("the %s policy could not choose; the planner's first plan is taken", self._policy.name)
             return Chosen(self.usual, self._others(self._plans.index(self.usual)))
 
     def _renew(self) -> None:
@@ -375,7 +383,8 @@ class _PolicyChooser:
         if segment != self._segment:
             self._segment = segment
             self._contexts.clear()
-        self._home.begin(self._context(0, 0.0), self._arms)
+        if self._policy is self._home.policy:
+            self._home.begin(self._context(0, 0.0), self._arms)
 
     def _context(self, n_requests: int, load: float) -> Context:
         features: tuple[float, ...] = ()

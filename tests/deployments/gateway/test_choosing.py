@@ -416,6 +416,19 @@ def test_a_version_on_trial_serves_nobody_for_whom_it_is_excluded_and_the_others
     house(tmp_path, scenario, work={"size@1": whole, "size@2": whole}, cards=versions)
 
 
+def test_nothing_is_tried_where_nothing_is_learned_of_it(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        rows = {"x": np.array([3.0], np.float32)}
+        wanted = InferRequest(wanted=("label/size",), inputs=rows, types={"x": "number/plain"})
+        served = Counter([(await house.engine.infer(wanted)).steps[0].extension for _ in range(100)])
+        assert served == {"neat@1": 100}
+        await house.ledger.add_rule("exclude neat")
+        await house.choosing.hear_rules()
+        assert (await house.engine.infer(wanted)).steps[0].extension == "plain@1"
+
+    house(tmp_path, scenario)
+
+
 def test_one_plan_needs_no_choice(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
         assert (await house.ask("ann", model="plain")).steps[0].extension == "plain@1"
