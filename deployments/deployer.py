@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from deployments.applications import Installation, Report, delete, refuse, start
 from deployments.loading import describe, pin
@@ -25,7 +26,7 @@ from planner.batching import Batchers
 from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.dispatch import Dispatcher
-from planner.errors import BadCard, BadRequest, Conflict, StepFailed
+from planner.errors import BadCard, BadRequest, Conflict, FenixError, StepFailed
 from planner.goals import Goal
 from planner.rollout.records import RolloutPlan
 
@@ -98,8 +99,10 @@ async def deploying(
         await delete([card.id for card in new])
         raise
     report(f"registered {len(cards)} extensions and {len(goals)} goals (epoch {epoch})")
-    for id_ in _without_traffic(cards, await RolloutsClient().status()) if new else ():
-        report(f"{id_} gets no traffic yet: `fenix rollout start {id_}`")
+    if new:
+        with suppress(FenixError):  # it is deployed all the same
+            for id_ in _without_traffic(cards, await RolloutsClient().status()):
+                report(f"{id_} gets no traffic yet: `fenix rollout start {id_}`")
     return tuple(known.cards[card.id] for card in cards)
 
 
