@@ -57,10 +57,10 @@ Dispatch = Callable[[Plan, Mapping[str, Array], Token, Sequence[Plan]], Coroutin
 class Notes(Protocol):
     """Takes down what became of requests."""
 
-    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float, chosen: Chosen) -> Sequence[str]:
+    def answered(self, riders: Sequence[Rider], answer: Answer, chosen: Chosen) -> Sequence[str]:
         """The riders' rows, in their order, are those of the answer. Returns the trace id of each."""
 
-    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float, chosen: Chosen | None = None) -> None:
+    def failed(self, riders: Sequence[Rider], error: FenixError, chosen: Chosen | None = None) -> None:
         """There is no answer for these, all for the same reason; where they have not left, no plan was chosen. Not told
         of those that were refused at once."""
 
@@ -68,10 +68,10 @@ class Notes(Protocol):
 class Unnoted:
     """Takes nothing down."""
 
-    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float, chosen: Chosen) -> Sequence[str]:
+    def answered(self, riders: Sequence[Rider], answer: Answer, chosen: Chosen) -> Sequence[str]:
         return [f"{getrandbits(128):032x}" for _ in riders]
 
-    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float, chosen: Chosen | None = None) -> None:
+    def failed(self, riders: Sequence[Rider], error: FenixError, chosen: Chosen | None = None) -> None:
         pass
 
 
@@ -473,7 +473,7 @@ class Convoy:
             self._tell_each(riders, answer, now_s, chosen)
             return
         start = 0
-        trace_ids = self.notes.answered(riders, answer, now_s, chosen)
+        trace_ids = self.notes.answered(riders, answer, chosen)
         for rider, trace_id in zip(riders, trace_ids, strict=True):
             stop = start + rider.n_rows
             rider.arrive(answer, start, stop, trace_id)
@@ -489,7 +489,7 @@ class Convoy:
             if rider.token.hard and now_s > rider.token.until_s:
                 self._refuse([rider], _late())
             elif not rider.token.gone:
-                (trace_id,) = self.notes.answered([rider], share_of(answer, start, stop), now_s, chosen)
+                (trace_id,) = self.notes.answered([rider], share_of(answer, start, stop), chosen)
                 rider.arrive(answer, start, stop, trace_id)
             start = stop
 
@@ -502,16 +502,16 @@ class Convoy:
         if isinstance(error, Overloaded):
             taken_in = [one for one in riders if one.token.hard and now_s - one.token.came_s > TAKEN_IN_S]
         if taken_in:
-            self._fail(taken_in, _too_late(), now_s, chosen)
+            self._fail(taken_in, _too_late(), chosen)
         if len(taken_in) < len(riders):
-            self._fail([rider for rider in riders if rider not in taken_in], error, now_s, chosen)
+            self._fail([rider for rider in riders if rider not in taken_in], error, chosen)
         if chosen is not None and chosen.then is not None:
             chosen.then((), _inputs_of(riders), error, (perf_counter() - left_s) * 1e3)
 
-    def _fail(self, riders: Sequence[Rider], error: FenixError, now_s: float, chosen: Chosen | None) -> None:
+    def _fail(self, riders: Sequence[Rider], error: FenixError, chosen: Chosen | None) -> None:
         for rider in riders:
             rider.fail(error)
-        self.notes.failed(riders, error, now_s, chosen)
+        self.notes.failed(riders, error, chosen)
 
     def _watch(self, group: _Group) -> None:
         """Fails the riders of a group that are late, now and whenever the next one will be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 from planner.goals import Terms
@@ -48,7 +49,8 @@ class Token:
     `hard` says that `until_s` is the client's own deadline and not only our patience. `gone` is set when the client
     has left: nothing is started for the request from then on. `shared` says that the rows are those of several
     requests, so that the rows of one may be what all of them fail for. `escort` hears where the rows wait. `partial`,
-    `min_confidence` and `max_cost` are as in `Terms`. `came_s` is when the request came, on the event loop's clock.
+    `min_confidence` and `max_cost` are as in `Terms`. `came_s` is when the request came, on the event
+    loop's clock, and `began_s` the same on perf_counter, as uvloop counts whole milliseconds.
     """
 
     until_s: float
@@ -64,6 +66,7 @@ class Token:
     min_confidence: float | None = None
     max_cost: float | None = None
     came_s: float = 0.0
+    began_s: float = 0.0
 
     @classmethod
     def of(cls, terms: Terms, now_s: float) -> Token:
@@ -72,7 +75,7 @@ class Token:
             token = cls(now_s + PATIENCE_S, terms.priority, terms.user, terms.tags)
         else:
             token = cls(now_s + terms.deadline_ms / 1e3, terms.priority, terms.user, terms.tags, hard=True)
-        token.max_cost, token.came_s = terms.max_cost, now_s
+        token.max_cost, token.came_s, token.began_s = terms.max_cost, now_s, perf_counter()
         if terms.alone:
             token.partial, token.min_confidence = terms.partial, terms.min_confidence
         return token

@@ -186,11 +186,11 @@ class Engine:
             if token.hard and loop.time() > token.until_s:
                 raise _came_late(route.terms)
         except FenixError as error:
-            notes.failed([passenger], error, loop.time(), chosen)
+            notes.failed([passenger], error, chosen)
             if chosen.then is not None:
                 chosen.then((), inputs, error, (perf_counter() - began_s) * 1e3)
             raise
-        (trace_id,) = notes.answered([passenger], answer, loop.time(), chosen)
+        (trace_id,) = notes.answered([passenger], answer, chosen)
         if chosen.then is not None:
             chosen.then((trace_id,), inputs, answer, (perf_counter() - began_s) * 1e3)
         return replace(answer, trace_id=trace_id)

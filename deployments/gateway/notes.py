@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from random import Random
-from time import time
+from time import perf_counter, time
 from typing import Any
 
 import numpy as np
@@ -91,18 +91,18 @@ class JournalNotes:
         self._settings: dict[object, Setting] = {}
         self._last: tuple[Chosen, str, frozenset[str], list[ExtensionId], Setting] | None = None  # most are like it
 
-    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float, chosen: Chosen) -> Sequence[str]:
+    def answered(self, riders: Sequence[Rider], answer: Answer, chosen: Chosen) -> Sequence[str]:
         """See `planner.convoys.Notes`. Never raises: an answer that is there must not fail for its note."""
         run, n = self._recorder.run, len(riders)
         first = self._recorder.next(n)
         try:
-            self._note(riders, answer, now_s, first, chosen)
+            self._note(riders, answer, first, chosen)
         except Exception:
             _log.exception("%d outcomes were not recorded", n)
         return [f"{run}{number:012x}" for number in range(first, first + n)]
 
-    def _note(self, riders: Sequence[Rider], answer: Answer, now_s: float, first: int, chosen: Chosen) -> None:
-        n = len(riders)
+    def _note(self, riders: Sequence[Rider], answer: Answer, first: int, chosen: Chosen) -> None:
+        n, now_s = len(riders), perf_counter()
         n_rows = [rider.n_rows for rider in riders]
         ran, times = [], []
         for step in answer.steps:
@@ -119,7 +119,7 @@ class JournalNotes:
             self._setting_of(answer, ran, chosen),
             first,
             time(),
-            [(now_s - rider.token.came_s) * 1e3 for rider in riders],
+            [(now_s - rider.token.began_s) * 1e3 for rider in riders],
             n_rows,
             [math.nan] * n if sure is None else sure.tolist() if len(sure) == n else _least_sure(sure, n_rows),
             times,
@@ -127,10 +127,11 @@ class JournalNotes:
             _inputs_of(riders) if self._sample_share and self._chance() < self._sample_share else None,
         )
 
-    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float, chosen: Chosen | None = None) -> None:
+    def failed(self, riders: Sequence[Rider], error: FenixError, chosen: Chosen | None = None) -> None:
         """See `planner.convoys.Notes`."""
         there = [rider for rider in riders if not rider.token.gone]
         if there:
+            now_s = perf_counter()
             kind = type(error).__name__
             plan = self._plan if chosen is None else chosen.plan
             considered = () if chosen is None else chosen.considered
@@ -149,7 +150,7 @@ class JournalNotes:
                 setting,
                 self._recorder.next(len(there)),
                 time(),
-                [(now_s - rider.token.came_s) * 1e3 for rider in there],
+                [(now_s - rider.token.began_s) * 1e3 for rider in there],
                 [rider.n_rows for rider in there],
                 [math.nan] * len(there),
             )

@@ -47,13 +47,13 @@ class InTurns:
     def __init__(self, taken: Notes, counts: Counts) -> None:
         self._taken, self._free, self._counts = taken, Unnoted(), counts
 
-    def answered(self, riders: Sequence[Rider], answer: Answer, now_s: float, chosen: Chosen) -> Sequence[str]:
+    def answered(self, riders: Sequence[Rider], answer: Answer, chosen: Chosen) -> Sequence[str]:
         self._counts.n_requests += len(riders)
         self._counts.n_groups += 1
         notes = self._taken if self._counts.journal else self._free
-        return notes.answered(riders, answer, now_s, chosen)
+        return notes.answered(riders, answer, chosen)
 
-    def failed(self, riders: Sequence[Rider], error: FenixError, now_s: float, chosen: Chosen | None = None) -> None:
+    def failed(self, riders: Sequence[Rider], error: FenixError, chosen: Chosen | None = None) -> None:
         raise AssertionError(f"{len(riders)} requests failed") from error
 
 
