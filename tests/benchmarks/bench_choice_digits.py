@@ -113,6 +113,19 @@ def truly(source: Stream, n_users: int, policy: Policy, n: int) -> float:
     return total / n
 
 
+def _learners() -> list[Policy]:
+    return [Thompson(), EpsilonGreedy(), Exp3(), Prior()]
+
+
+def taught(policy: Policy, log: Sequence[Logged], seed: int) -> Policy:
+    """The policy after it heard the log, as `compare` has it."""
+    rng = random.Random(seed)
+    for logged in log:
+        policy.choose(logged.context, logged.arms, rng, logged.result.at_s)
+        policy.learn(logged.context, logged.arms[logged.choice.arm], logged.result)
+    return policy
+
+
 JOURNALS: tuple[tuple[str, int, Callable[[], Policy]], ...] = (
     ("four users, by greedy, half of it tried by chance", 4, lambda: EpsilonGreedy(epsilon=0.5)),
     ("four users, by thompson", 4, Thompson),
@@ -130,12 +143,13 @@ def offline(seeds: Sequence[int], n: int, markdown: bool) -> None:
             source, others = stream(mix, seed, n), stream(mix, seed + 500, n)
             log = journal(source, n_users, make(), seed, n)
             controller = Controller(train(examples_of(log[: n // 2]), seed=seed))
-            made: list[Policy] = [controller, Thompson(), EpsilonGreedy(), Exp3(), Prior()]
-            compared_ = compare(made, log, random.Random(seed))
+            compared_ = compare([controller, *_learners()], log, random.Random(seed))
             earned.append(compared_.logged.value)
+            # Those that were compared have learned from the replay since.
+            made = {policy.name: taught(policy, log[: n // 2], seed) for policy in _learners()}
+            made[controller.name] = controller
             for found in compared_.rows:
-                policy = next(one for one in made if one.name == found.policy)
-                true, robust = truly(others, n_users, policy, 2000), found.doubly_robust
+                true, robust = truly(others, n_users, made[found.policy], 2000), found.doubly_robust
                 held = float(robust.low <= true <= robust.high)
                 rows.setdefault(found.policy, []).append([true, robust.value, found.ips.value, found.effective_n, held])
         print(f"From a journal of {n:,} outcomes of {title}, which earned {statistics.mean(earned):.3f} a request\n")
