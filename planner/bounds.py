@@ -116,7 +116,7 @@ class Prices:
         self._new = self._new[:0]
 
     def of_need(self, need: int) -> float:
-        return float(self._needs[need, PRICE])
+        return float(self._needs.item(need, PRICE))
 
     def of_cards(self, cards: Ints | slice) -> Floats:
         """The prices of a need met by these cards."""
@@ -124,8 +124,10 @@ class Prices:
 
     def at_least(self, need: int) -> float:
         """What no plan undercuts for a need, also beyond the reach."""
-        price, behind = self._needs[need].tolist()
-        return float(price if self.reach == math.inf else min(price, max(0.0, self.reach - behind)))
+        price = self.of_need(need)
+        if self.reach == math.inf:
+            return price
+        return min(price, max(0.0, self.reach - float(self._needs.item(need, BEHIND))))
 
 
 def _compiled(signature: str) -> Callable[[_Function], _Function]:

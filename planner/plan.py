@@ -224,13 +224,15 @@ class _Planning:
                     need = index.card_needs[index.position[card.id]][at] if card else len(index.needs) + at
                     takers.append((source.port, ports[at].feature, card, need))
         in_plan = set(plan.extensions())
+        ports_fed = {port for port, _, _ in fed}
 
         def fits(card: Card) -> bool:
+            if card.id in in_plan or len(card.inputs) != len(ports_fed):
+                return False
             inputs = {port.name: port for port in card.inputs}
             outputs = {port.name: port.feature for port in card.outputs}
             return (
-                card.id not in in_plan
-                and inputs.keys() == {port for port, _, _ in fed}
+                inputs.keys() == ports_fed
                 and all(port.many == 1 for port in card.inputs)
                 and all(
                     inputs[port].feature.accepts(feature)

@@ -362,14 +362,13 @@ class Problem:
     def _asked(self, need: int) -> _Need:
         """A need of extensions."""
 
-        def least(criterion: str) -> float:
-            prices = self._prices.get(criterion)
-            return 0.0 if prices is None else prices.at_least(need)
-
+        prices = self._prices
+        p50_ms, p99_ms, cost, loss = [
+            prices[name].at_least(need) if name in prices else 0.0 for name in ("p50_ms", "p99_ms", "cost", "loss")
+        ]
         via = float(self._via[0][need]) if self._via else math.inf
         given = tuple(self._given.get(need, ()))
-        score = self._prices["score"].of_need(need)
-        return _Need(score, least("p50_ms"), least("p99_ms"), least("cost"), least("loss"), via, given)
+        return _Need(prices["score"].of_need(need), p50_ms, p99_ms, cost, loss, via, given)
 
     def _wanted(self, need: int) -> _Need:
         """A need of the request itself."""
@@ -401,7 +400,9 @@ class Problem:
         n = len(self.index.needs)
         outs = self.index.outs_of_need.of_node(need) if need < n else np.array(self._goal_outs[need - n], np.int64)
         cards = np.sort(self.index.cards_of_out.gather(outs)[0])
-        return cards[np.diff(cards, prepend=-1) > 0]
+        new = np.ones(len(cards), np.bool_)  # a card may give a need by several outs; np.unique takes thrice the time
+        np.not_equal(cards[1:], cards[:-1], out=new[1:])
+        return cards[new]
 
     def givers(self, need: int) -> tuple[list[int], list[float]]:
         """The usable cards that give a need, and the lower bound of meeting it with each, ascending."""
