@@ -18,6 +18,7 @@ from planner.cards import Card
 from planner.catalogue import Catalogue
 from planner.errors import FenixError, StoreUnavailable
 from planner.rollout.aliases import ALIASES, CHAMPION, Aliases, Wish, aliases_of, differences
+from planner.rollout.records import RolloutPlan
 
 AGAIN_S = 60.0  # after what somebody wants could not be done
 BY = "MLflow"
@@ -131,19 +132,21 @@ class AliasKeeper:
         if wish.action == "abort":
             await rollouts.abort(extension, BY, "the alias challenger was taken away")
             return
-        if f"{extension}@{wish.version}" not in self._catalogue().cards:
-            await self._deploy(extension, model, wish.version)
         if running is not None and running.running and running.challenger != wish.version:
             await rollouts.abort(extension, BY, f"MLflow wants version {wish.version}")
+        is_there = f"{extension}@{wish.version}" in self._catalogue().cards
         if wish.action == "promote":
+            if not is_there:
+                await self._deploy(extension, model, wish.version, None)
             await rollouts.promote(extension, wish.version, BY, "the alias champion was moved")
+        elif is_there:
+            knows = f"{extension}@{champion}" in self._catalogue().cards
+            await rollouts.start(extension, wish.version, None, champion if knows and running is None else "", BY)
         else:
-            is_there = f"{extension}@{champion}" in self._catalogue().cards
-            against = champion if is_there and running is None else ""
-            await rollouts.start(extension, wish.version, None, against, BY)
+            await self._deploy(extension, model, wish.version, RolloutPlan())
 
-    async def _deploy(self, extension: str, model: Model, version: str) -> None:
-        """Deploys a version like the one that serves; it gets no traffic yet."""
+    async def _deploy(self, extension: str, model: Model, version: str, rollout: RolloutPlan | None) -> None:
+        """Deploys a version like the one that serves; with `rollout` it is tried at once."""
         from deployments.deployer import deploying
         from deployments.loading import describe
 
@@ -156,12 +159,7 @@ class AliasKeeper:
             cache_dir=installation.cache_dir,
         )
         card = card.but(name=extension, resources=model.card.resources)
-        await self._rollouts.hold([card.id])
-        try:
-            await deploying([card], [], installation, _unsaid)
-        except BaseException:
-            await self._rollouts.release([card.id])
-            raise
+        await deploying([card], [], installation, _unsaid, rollout, BY)
 
     def _asked(self) -> ModelRegistry:
         if self._registry is None:

@@ -66,8 +66,9 @@ async def deploying(
     installation: Installation,
     report: Report,
     rollout: RolloutPlan | None = None,
+    by: str = "",
 ) -> tuple[Card, ...]:
-    """`deploy` on the running event loop."""
+    """`deploy` on the running event loop. `by` is who wants the rollout."""
     registry = RegistryClient()
     catalogue = await registry.catalogue()
     cards = [_card(source, installation) for source in sources]
@@ -94,7 +95,10 @@ async def deploying(
         known = await measure_all(tentative, ids, validation, dispatcher, report)
         measured = [known.cards[id_] for id_ in ids]
         tried = [] if rollout is None else [card for card in new if catalogue.versions(card.name)]
-        epoch = await _register(measured, goals, tried, rollout, registry)
+        if rollout is None and new:
+            with suppress(FenixError):  # one that was held for a rollout which never came
+                await RolloutsClient().release([card.id for card in new])
+        epoch = await _register(measured, goals, tried, rollout, by, registry)
     except BaseException:
         await delete([card.id for card in new])
         raise
@@ -123,6 +127,7 @@ async def _register(
     goals: Sequence[Goal],
     tried: Sequence[Card],
     rollout: RolloutPlan | None,
+    by: str,
     registry: RegistryClient,
 ) -> int:
     """Shows cards and goals to every gateway; those that are `tried` serve nobody but whom their rollouts send there.
@@ -137,7 +142,7 @@ async def _register(
         put = True
         await registry.followed(epoch)
         for card in tried:
-            await rollouts.start(card.name, card.version, rollout)
+            await rollouts.start(card.name, card.version, rollout, "", by)
     except BaseException:
         if held:
             if put:

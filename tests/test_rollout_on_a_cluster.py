@@ -243,7 +243,8 @@ def test_aliases_in_mlflow_follow_and_are_followed(settings: Settings, client: C
     def stage() -> str:
         return next((one["stage"] for one in client.rollouts() if one["extension"] == "flowers"), "")
 
-    within(40.0, lambda: stage() == "shadow")  # it was not deployed yet
+    within(90.0, lambda: stage() == "shadow")  # it was not deployed yet
+    assert client.rollout("flowers")["history"][0]["by"] == "MLflow"
     client.promote("flowers")
     within(15.0, lambda: registry.aliases()["flowers"] == {"champion": "2"})
     registry.move_alias("flowers", "champion", "1")
