@@ -45,9 +45,14 @@ class Tolerance:
     accuracy: float = 0.01
     error_rate: float = 0.01  # against the card, which promises no failures; against others this much more
     latency_factor: float = 1.5
+    latency_ms: float = 2.0  # longer than that factor: of calls that take less than this nobody sees a difference
     confidence: float = 0.05  # by how much the confidence may exceed the share of right answers
     deviation_factor: float = 1.1  # of the mean absolute error of numbers
     rating: float = 0.1
+
+    def longest_ms(self, usual_ms: float) -> float:
+        """What is borne of what should take so long."""
+        return usual_ms * self.latency_factor + self.latency_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,7 @@ def _against_card(record: Record, tolerance: Tolerance) -> Iterator[Finding]:
         yield Finding(record.id, "errors", CARD, p, p, said)
     for q, promised_ms in sorted(promise.latency_ms.items()):
         if now.latencies.n:
-            limit_ms = promised_ms * tolerance.latency_factor
+            limit_ms = tolerance.longest_ms(promised_ms)
             n_above = now.latencies.n_above(limit_ms)
             p = _above(n_above, now.latencies.n, 1.0 - q)
             said = (
@@ -188,7 +193,7 @@ def _against_other(record: Record, other: Record, against: str, who: str, tolera
         yield Finding(record.id, "errors", against, p, p, said)
     if then.p50_ms and now.p50_ms:
         # The median test: above the other's median are half of the other's, give or take what half of so many may be.
-        here = now.latencies.n_above(then.p50_ms.value * tolerance.latency_factor)
+        here = now.latencies.n_above(tolerance.longest_ms(then.p50_ms.value))
         p = _worse_share([((here, now.latencies.n), (then.latencies.n // 2, then.latencies.n))], 0.0)
         said = f"took {_figure(now.p50_ms)} ms in the median; {who} {_figure(then.p50_ms)} ms."
         yield Finding(record.id, "latency", against, p, p, said)

@@ -54,7 +54,7 @@ def test_the_figures_of_a_version_come_with_intervals_users_and_findings(gateway
     users = {segment["segment"]: segment["n"] for segment in quality["segments"]}
     assert users == {"": 20, "ann": 380, "bob": 20}
     found = {(finding["id"], finding["check"], finding["against"]) for finding in told["findings"]}
-    assert found == {("double@1", check, "card") for check in ("accuracy", "errors", "latency")} | {
+    assert found == {("double@1", check, "card") for check in ("accuracy", "errors")} | {
         ("double@1", "confidence", "itself")
     }
 

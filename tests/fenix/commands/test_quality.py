@@ -77,7 +77,7 @@ def test_figures_come_as_json_and_yaml_beside_the_card(gateway: Served) -> None:
         data = read(run("describe", "double", "-o", form, gateway=gateway).stdout)
         assert (data["id"], data["window"], data["segment"]) == ("double@1", "1d", None)
         assert data["quality"]["accuracy"]["value"] == 0.7
-        assert {finding["check"] for finding in data["findings"]} == {"accuracy", "confidence", "errors", "latency"}
+        assert {finding["check"] for finding in data["findings"]} == {"accuracy", "confidence", "errors"}
         goal = read(run("describe", "doubling", "-o", form, gateway=gateway).stdout)
         assert goal["plans"][0]["quality"]["n"] == 420
 

@@ -56,7 +56,7 @@ def test_failures_slowness_and_false_confidence_are_found() -> None:
         poor([Record("a@1", seen(500, 100, failed=30, took_ms=slow, sure=0.97), Promise(latency_ms={0.5: 3.0}))])
     )
     assert found["a@1", "errors", "card"].startswith("failed 5.7 % (4.0 to 8.0) of 530 requests")
-    assert "took over 4.5 ms; by its card 50 % take over 3 ms" in found["a@1", "latency", "card"]
+    assert "took over 6.5 ms; by its card 50 % take over 3 ms" in found["a@1", "latency", "card"]
     assert found["a@1", "confidence", "itself"] == (
         "is 97 % sure on average, but right on 80 % of 500 judged requests."
     )
@@ -122,7 +122,7 @@ def test_small_differences_are_nobodys_fault_however_many_show_them() -> None:
 
 def test_of_many_healthy_versions_hardly_ever_one_is_named() -> None:
     rng = np.random.default_rng(3)
-    strict = Tolerance(accuracy=0.0, error_rate=0.0, latency_factor=1.0, confidence=0.0)
+    strict = Tolerance(accuracy=0.0, error_rate=0.0, latency_factor=1.0, latency_ms=0.0, confidence=0.0)
     corrections: tuple[Correction, ...] = ("holm", "benjamini-hochberg")
     named = dict.fromkeys(corrections, 0)
     for _ in range(20):
