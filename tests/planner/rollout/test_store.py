@@ -15,14 +15,17 @@ FIRST = start("digits", "1", "2", RolloutPlan(), 100.0)
 SEEN = observe(FIRST, [Observation("1", 5, 1), Pairs(n=3, n_compared=3, n_agreed=2)])
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RolloutStore]:
     if request.param == "memory":
         yield MemoryRolloutStore()
-    else:
-        sql = SqlRolloutStore(f"sqlite:///{tmp_path}/fenix.db")
-        yield sql
-        sql.close()
+        return
+    on_sqlite = request.param == "sqlite"
+    sql = SqlRolloutStore(
+        f"sqlite:///{tmp_path}/fenix.db" if on_sqlite else request.getfixturevalue("postgres").database()
+    )
+    yield sql
+    sql.close()
 
 
 def test_at_first_nothing_is_known(store: RolloutStore) -> None:
@@ -68,14 +71,13 @@ def test_what_is_held_and_the_aliases_are_replaced_as_a_whole(store: RolloutStor
     assert store.load().aliases == {}
 
 
-def test_the_sql_store_survives_its_process_and_writes_all_or_nothing(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/fenix.db"
-    first = SqlRolloutStore(url)
+def test_the_sql_store_survives_its_process_and_writes_all_or_nothing(database_url: str) -> None:
+    first = SqlRolloutStore(database_url)
     first.write(Changed((SEEN,), reports={"g": 1}))
     with pytest.raises(StoreUnavailable):
         first.write(Changed((promote(SEEN, 200.0, by="me"),), reports={"g": 2, None: 3}))  # type: ignore[dict-item]
     first.close()
-    second = SqlRolloutStore(url)
+    second = SqlRolloutStore(database_url)
     known = second.load()
     assert (known.rollouts, known.reports) == ({"digits": SEEN}, {"g": 1})
     second.close()
