@@ -39,6 +39,14 @@ def steady_double(x: Array) -> Array:
     return x * 2
 
 
+@extension(inputs={"x": NUMBER}, outputs={"y": Feature("number/measured", "FP32")}, name="measured-double")
+def measured_double(x: Array) -> Array:
+    """Doubles a number, or raises if that tells it to; what it makes, nothing else does."""
+    if (x == RAISE).any():
+        raise RuntimeError("told to raise")
+    return x * 2
+
+
 @extension(inputs={"x": Feature("blob", "FP32", (-1,))}, outputs={"x": Feature("blob/passed", "FP32", (-1,))})
 def pass_on(x: Array) -> Array:
     """Hands rows of any length on."""

@@ -83,7 +83,9 @@ class PostgresServer:
         return f"host={self._folder} user={_USER} dbname={database}"
 
     def _run(self, command: str, *arguments: str) -> None:
-        subprocess.run([self._bin / command, *arguments], check=True, capture_output=True, user=self._as)
+        ran = subprocess.run([self._bin / command, *arguments], capture_output=True, text=True, user=self._as)
+        if ran.returncode:
+            raise RuntimeError(f"{command}: {ran.stdout}{ran.stderr}")
 
 
 def _package() -> Path:

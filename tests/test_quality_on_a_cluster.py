@@ -14,14 +14,15 @@ from cluster import lifecycle
 from cluster.settings import Settings
 from fenix import Client
 from planner.errors import FenixError
-from planner.features import Port
+from planner.features import Feature, Port
 from planner.goals import Goal
 from tests import faulty
 
 pytestmark = pytest.mark.cluster
 
-GOAL = Goal("measured", (Port("x", faulty.NUMBER),), (Port("y", faulty.DOUBLED),), description="Double, and measure.")
-ID = "moody-double@1"
+MEASURED = Feature("number/measured", "FP32")
+GOAL = Goal("measured", (Port("x", faulty.NUMBER),), (Port("y", MEASURED),), description="Double, and measure.")
+ID = "measured-double@1"
 
 
 def quiet(text: str) -> None:
@@ -30,12 +31,15 @@ def quiet(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def settings(running_cluster: lifecycle.Running) -> Iterator[Settings]:
-    from deployments.deployer import deploy
+    from deployments.deployer import deploy, remove
 
     settings = running_cluster.settings
     with lifecycle.connected(settings):
-        deploy(["tests.faulty:moody_double"], [GOAL], lifecycle.installation(settings), quiet)
-        yield settings
+        deploy(["tests.faulty:measured_double"], [GOAL], lifecycle.installation(settings), quiet)
+        try:
+            yield settings
+        finally:
+            remove([ID], [GOAL.name], quiet)
 
 
 @pytest.fixture
@@ -108,7 +112,7 @@ def _with_figures(settings: Settings) -> str:
 def test_a_version_that_fails_is_named_with_the_reason(client: Client) -> None:
     for _ in range(60):
         with pytest.raises(FenixError):
-            client.infer("moody-double", [float(faulty.RAISE)])
+            client.infer(ID, [float(faulty.RAISE)])
     within(30.0, lambda: any(one["id"] == ID and one["check"] == "errors" for one in client.findings(window="15m")))
     (said,) = {one["sentence"] for one in client.findings(window="15m") if (one["id"], one["check"]) == (ID, "errors")}
     assert "up to 1 % is borne" in said

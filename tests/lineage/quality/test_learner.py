@@ -390,7 +390,8 @@ def test_it_says_who_does_poorly_against_card_peers_and_past() -> None:
         journal = Journal()
         truths: list[tuple[int, int]] = []
         for setting, right in ((one, share), (other, 0.98)):
-            seqs = journal.add(setting, [7] * 500, at_s=at_s, took_ms=(1.0,), batch_rows=10)
+            took_ms = 1.0 if setting is one else 5.0
+            seqs = journal.add(setting, [7] * 500, at_s=at_s, took_ms=(took_ms,), batch_rows=10)
             truths += [(seq, 7 if k < right * 500 else 1) for k, seq in enumerate(seqs)]
         chunk = journal.chunk()
         learner.hear(chunk)
