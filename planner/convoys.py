@@ -124,11 +124,12 @@ def share_of(answer: Answer, start: int, stop: int, trace_id: str = "") -> Answe
 class _Group(Escort):
     """Riders that left together, and what brings them."""
 
-    __slots__ = ("_first", "_lines", "chosen", "n_rows", "riders", "task", "timer", "token")
+    __slots__ = ("_first", "_lines", "chosen", "left_s", "n_rows", "riders", "task", "timer", "token")
 
     def __init__(self, riders: list[Rider], chosen: Chosen, lines: _Lines) -> None:
         self.riders = riders
         self.chosen = chosen
+        self.left_s = perf_counter()
         self.n_rows = sum([rider.n_rows for rider in riders])
         self.token = riders[0].token
         self._lines = lines
@@ -444,7 +445,7 @@ class Convoy:
                     if rider.token.hard:
                         self._soonest_s = min(self._soonest_s, rider.token.until_s)
             else:
-                self._refuse(riders, error, chosen, left_s)
+                self._refuse(riders, error)
         except asyncio.CancelledError:
             # Either all of them have gone, or something on the way was ended for reasons of its own.
             now_s = perf_counter()
@@ -454,7 +455,7 @@ class Convoy:
             )
             raise
         except Exception as error:  # whatever happens, nobody may wait for ever
-            self._refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"), chosen, left_s)
+            self._refuse(riders, ExtensionRaised(f"the plan failed: {error!r}"))
         finally:
             if group.timer is not None:
                 group.timer.cancel()
@@ -470,7 +471,7 @@ class Convoy:
     def _tell(self, riders: Sequence[Rider], answer: Answer, chosen: Chosen, left_s: float) -> None:
         now_s = self._loop.time()
         if any(rider.token.gone or (rider.token.hard and now_s > rider.token.until_s) for rider in riders):
-            self._tell_each(riders, answer, now_s, chosen)
+            self._tell_each(riders, answer, now_s, chosen, left_s)
             return
         start = 0
         trace_ids = self.notes.answered(riders, answer, chosen)
@@ -481,32 +482,40 @@ class Convoy:
         if chosen.then is not None:
             chosen.then(trace_ids, _inputs_of(riders), answer, (perf_counter() - left_s) * 1e3)
 
-    def _tell_each(self, riders: Sequence[Rider], answer: Answer, now_s: float, chosen: Chosen) -> None:
+    def _tell_each(self, riders: Sequence[Rider], answer: Answer, now_s: float, chosen: Chosen, left_s: float) -> None:
         """Some of them have gone, or been told that they are late, or the answer comes too late for them."""
         start = 0
         for rider in riders:
             stop = start + rider.n_rows
-            if rider.token.hard and now_s > rider.token.until_s:
-                self._refuse([rider], _late())
+            if rider.token.hard and now_s > rider.token.until_s and not rider.token.gone:
+                self._refuse([rider], _late(), chosen, left_s)
             elif not rider.token.gone:
-                (trace_id,) = self.notes.answered([rider], share_of(answer, start, stop), chosen)
-                rider.arrive(answer, start, stop, trace_id)
+                share = share_of(answer, start, stop)
+                trace_ids = self.notes.answered([rider], share, chosen)
+                rider.arrive(answer, start, stop, trace_ids[0])
+                if chosen.then is not None:
+                    chosen.then(trace_ids, rider.inputs, share, (perf_counter() - left_s) * 1e3)
             start = stop
 
     def _refuse(
         self, riders: Sequence[Rider], error: FenixError, chosen: Chosen | None = None, left_s: float = 0.0
     ) -> None:
-        """There is no answer; where they have left, `chosen` and `left_s` say by what plan, and when."""
+        """There is no answer. Who left in a group left by its plan; else `chosen` and `left_s` say by which, and when;
+        those who have not left are nobody's fault, and nor is a line that was too long."""
         now_s = self._loop.time()
+        group = riders[0].group
+        if group is not None:
+            chosen, left_s = group.chosen, group.left_s
+        there = [rider for rider in riders if not rider.token.gone]
         taken_in: list[Rider] = []
         if isinstance(error, Overloaded):
             taken_in = [one for one in riders if one.token.hard and now_s - one.token.came_s > TAKEN_IN_S]
         if taken_in:
-            self._fail(taken_in, _too_late(), chosen)
+            self._fail(taken_in, _too_late(), None)
         if len(taken_in) < len(riders):
             self._fail([rider for rider in riders if rider not in taken_in], error, chosen)
-        if chosen is not None and chosen.then is not None:
-            chosen.then((), _inputs_of(riders), error, (perf_counter() - left_s) * 1e3)
+        if there and chosen is not None and chosen.then is not None:
+            chosen.then((), _inputs_of(there), error, (perf_counter() - left_s) * 1e3)
 
     def _fail(self, riders: Sequence[Rider], error: FenixError, chosen: Chosen | None) -> None:
         for rider in riders:

@@ -135,7 +135,7 @@ class JournalNotes:
             kind = type(error).__name__
             plan = self._plan if chosen is None else chosen.plan
             considered = () if chosen is None else chosen.considered
-            failed = _blamed(error, plan)
+            failed = () if chosen is None else _blamed(error, plan)  # who has not left is late for others' sake
             key = (kind, plan.id, considered, failed)
             setting = self._settings.get(key) or self._keep(
                 key,

@@ -25,6 +25,8 @@ from planner.convoys import (
     TAKEN_IN_S,
     Convoy,
     Passenger,
+    Rider,
+    Unnoted,
     _Lines,
 )
 from planner.dispatch import Dispatcher
@@ -760,6 +762,55 @@ def test_who_has_no_deadline_waits_while_a_replica_starts_anew_and_is_refused_wh
         assert not waits.future.done()
         road.gate.set()
         await asyncio.gather(patient.future, waits.future)
+
+    drive(scenario())
+
+
+class Charged(Unnoted):
+    """Remembers to which plan failures were charged."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[int, type[FenixError], str | None]] = []
+
+    def failed(self, riders: Sequence[Rider], error: FenixError, chosen: Chosen | None = None) -> None:
+        there = [rider for rider in riders if not rider.token.gone]
+        if there:
+            self.failures.append((len(there), type(error), None if chosen is None else chosen.plan.id))
+
+
+class Always:
+    """Chooses one plan, and hears what becomes of it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.usual = plan
+        self.heard: list[tuple[int, list[float], str]] = []
+
+    def choose(self, n_requests: int) -> Chosen:
+        return Chosen(self.usual, then=self._hear)
+
+    def _hear(
+        self, trace_ids: Sequence[str], inputs: Mapping[str, Array], came: Answer | FenixError, took_ms: float
+    ) -> None:
+        self.heard.append((len(trace_ids), inputs["x"].tolist(), type(came).__name__))
+
+
+def test_who_is_late_on_the_way_is_charged_to_the_plan_and_who_never_left_to_nobody() -> None:
+    async def scenario() -> None:
+        road, notes, chooser = Road(), Charged(), Always(PLAN)
+        convoy = Convoy(plans_of(PLAN), road.dispatch, lambda plan: False, notes, chooser)
+        road.gate.clear()
+        late, patient = board(convoy, passenger(1, deadline_s=0.5), passenger(2))
+        await settle()
+        await full_house(convoy)
+        (waiting,) = board(convoy, passenger(3, deadline_s=0.7))
+        for rider in (late, waiting):
+            with pytest.raises(DeadlineExceeded):
+                await rider.future
+        assert notes.failures == [(1, DeadlineExceeded, PLAN.id), (1, DeadlineExceeded, None)]
+        assert chooser.heard == [(0, [1.0], "DeadlineExceeded")]
+        road.gate.set()
+        await patient.future
+        assert (1, [2.0], "Answer") in chooser.heard
 
     drive(scenario())
 
