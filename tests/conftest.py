@@ -23,11 +23,10 @@ from cluster import lifecycle  # noqa: E402
 from tests.postgres import PostgresServer, postgres_server  # noqa: E402
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Where tests run side by side, one process takes all that need a cluster: there is never more than one."""
-    for item in items:
-        if item.get_closest_marker("cluster") is not None:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
+    if item.get_closest_marker("cluster") is not None:
+        item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
 @pytest.fixture(scope="session")

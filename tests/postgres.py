@@ -51,6 +51,7 @@ class PostgresServer:
                 stdout=log,
                 stderr=log,
                 user=self._as,
+                cwd=self._folder,
             )
         until_s = time.monotonic() + _START_S
         while True:
@@ -83,7 +84,9 @@ class PostgresServer:
         return f"host={self._folder} user={_USER} dbname={database}"
 
     def _run(self, command: str, *arguments: str) -> None:
-        ran = subprocess.run([self._bin / command, *arguments], capture_output=True, text=True, user=self._as)
+        ran = subprocess.run(
+            [self._bin / command, *arguments], capture_output=True, text=True, user=self._as, cwd=self._folder
+        )
         if ran.returncode:
             raise RuntimeError(f"{command}: {ran.stdout}{ran.stderr}")
 

@@ -16,6 +16,8 @@ from planner.goals import Terms
 from planner.plans import Binding, Plan, Source
 from tests.fenix.demo.offline import Network, fit_network
 
+pytestmark = pytest.mark.timeout(300)  # models are trained beside what else runs
+
 SEEDS = [*range(5)]
 
 
