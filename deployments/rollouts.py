@@ -12,7 +12,8 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from deployments.truths import Answers, judged
@@ -29,6 +30,9 @@ from planner.rollout.traffic import Rules, traffic_of
 KEPT_EVENTS = 200
 WATCH_S = 20.0
 SETTLE_S = 2.0  # how long a command waits for the gateways to follow
+STORE_S = 10.0  # how long the store may take for one write
+JUDGED_AT_ONCE = 100  # of feedback, before others have their turn
+_FEEDBACK = ""  # stands for feedback among the gateways whose evidence is not stored yet
 _log = logging.getLogger("fenix.rollouts")
 
 Seen = tuple[str, Observation | Pairs]  # of the rollout with this id
@@ -54,6 +58,15 @@ class Shown:
     warm: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """A write that may not have ended. `owed` are the rollbacks that go along with what is `changed`."""
+
+    task: asyncio.Task[None]
+    changed: Changed
+    owed: Mapping[str, Rollout]
+
+
 class Rollouts:
     """All rollouts with their transitions: checks, stores, then shows. One event loop, one instance."""
 
@@ -63,15 +76,20 @@ class Rollouts:
         catalogue: Callable[[], Catalogue],
         clock: Callable[[], float] = time.time,
         name: str = "",
+        store_s: float = STORE_S,
     ) -> None:
-        """`clock` is since 1970. `name` is that of this life, a new one by default."""
+        """`clock` is since 1970. `name` is that of this life, a new one by default. A write that takes longer than
+        `store_s` counts as failed until it ends."""
         self._store = store
         self._catalogue = catalogue
         self._clock = clock
         self._known = store.load()
         self._answers = Answers()
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self._store_s = store_s
         self._unstored: dict[str, Rollout] = {}  # rolled back while the store failed
+        self._waiting: dict[str, tuple[int, tuple[Seen, ...]]] = {}  # by gateway, a report that is not stored yet
+        self._write_begun: _Write | None = None
         self._writing = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._followers: dict[str, tuple[int, float]] = {}  # id -> its version, and when it last asked (loop time)
@@ -89,7 +107,7 @@ class Rollouts:
         Raises NotFound for versions that are not deployed, BadRequest where there is nothing to compare with or the
         ports differ, and Conflict where a rollout runs.
         """
-        async with self._writing:
+        async with self._turn():
             new = self._card(extension, version)
             old = self._card(extension, champion or self._champion(new))
             _check_ports(old, new)
@@ -114,7 +132,7 @@ class Rollouts:
 
         Raises Conflict where nothing is to be promoted, or another version is being tried; NotFound.
         """
-        async with self._writing:
+        async with self._turn():
             rollout = self._known.rollouts.get(extension)
             runs = rollout is not None and rollout.running
             if rollout is not None and (runs or not version):
@@ -139,7 +157,7 @@ class Rollouts:
         Raises what `planner.rollout.rollout.roll_back` raises, and Conflict for a version that is not deployed any
         more.
         """
-        async with self._writing:
+        async with self._turn():
             rollout = self._known.rollouts.get(extension)
             if rollout is None:
                 if not to:
@@ -172,13 +190,13 @@ class Rollouts:
     async def hold(self, versions: Sequence[ExtensionId], wait_s: float = SETTLE_S) -> None:
         """These get no traffic from now on, until their rollout starts or they are released. Returns when gateways
         know it."""
-        async with self._writing:
+        async with self._turn():
             await self._write(Changed(held=self._known.held | set(versions)))
         await self.followed(self._rules.version, wait_s)
 
     async def release(self, versions: Sequence[ExtensionId]) -> None:
         """They are not held any more."""
-        async with self._writing:
+        async with self._turn():
             if self._known.held & set(versions):
                 await self._write(Changed(held=self._known.held - set(versions)))
 
@@ -187,7 +205,7 @@ class Rollouts:
 
         Raises Conflict for one that serves while others of its extension stay.
         """
-        async with self._writing:
+        async with self._turn():
             changed: list[Rollout] = []
             forgotten: list[str] = []
             going = set(versions)
@@ -225,7 +243,7 @@ class Rollouts:
 
     async def agree(self, model: str, aliases: Mapping[str, str]) -> None:
         """From now on that is agreed; durable when this returns."""
-        async with self._writing:
+        async with self._turn():
             await self._write(Changed(aliases={**self._known.aliases, model: dict(aliases)}))
 
     async def note(self, extension: str, said: str) -> None:
@@ -286,27 +304,40 @@ class Rollouts:
     async def report(
         self, gateway: str, number: int, seen: Sequence[Seen], answers: Sequence[tuple[str, bytes]] = ()
     ) -> None:
-        """Takes what a gateway saw since its last report: when this returns it is durable. `number` counts its
-        reports; one that comes again counts once. `answers` are chunks of what versions would have answered, by
-        rollout; they are remembered for a while, not for ever."""
-        async with self._writing:
+        """Takes what a gateway saw since its last report: when this returns it is durable. When the store fails, harm
+        that it shows is acted on all the same. `number` counts its reports; one that comes again counts once. `answers`
+        are chunks of what versions would have answered, by rollout; they are remembered for a while, not for ever."""
+        async with self._turn():
             if self._known.reports.get(gateway, -1) >= number:
                 return
-            for id_, chunk in answers:
-                if any(rollout.id == id_ and rollout.running for rollout in self._known.rollouts.values()):
-                    self._answers.add(id_, chunk)
             changed = self._with(seen)
+            if self._waiting.get(gateway, (-1, ()))[0] != number:
+                for id_, chunk in answers:
+                    if any(rollout.id == id_ and rollout.running for rollout in self._known.rollouts.values()):
+                        self._answers.add(id_, chunk)
+            self._waiting[gateway] = number, tuple(seen)
             if changed:
                 await self._write(Changed(changed, reports={gateway: number}))
+            self._waiting.pop(gateway, None)
 
     async def told(self, page: Page) -> None:
         """Takes truths and ratings into account; durable, with the place of the last, when this returns."""
-        async with self._writing:
+        async with self._turn():
             if page.next_id <= self._known.feedback:
                 return
-            running = [rollout for rollout in self._known.rollouts.values() if rollout.running]
-            seen = judged(running, page.items, self._answers)
+            number, seen = self._waiting.get(_FEEDBACK, (-1, ()))
+            if number != page.next_id:
+                seen = await self._judged(page)
+                self._waiting[_FEEDBACK] = page.next_id, seen
             await self._write(Changed(self._with(seen), feedback=page.next_id))
+
+    async def _judged(self, page: Page) -> tuple[Seen, ...]:
+        running = [rollout for rollout in self._known.rollouts.values() if rollout.running]
+        seen: list[Seen] = []
+        for first in range(0, len(page.items), JUDGED_AT_ONCE):
+            seen += judged(running, page.items[first : first + JUDGED_AT_ONCE], self._answers)
+            await asyncio.sleep(0)
+        return tuple(seen)
 
     @property
     def feedback(self) -> int:
@@ -320,20 +351,40 @@ class Rollouts:
 
     async def act(self) -> None:
         """Does what the evidence asks for now. A rollback holds even while the store fails, and is stored later."""
-        async with self._writing:
+        async with self._turn():
+            failed: Exception | None = None
             for extension, rollout in list(self._known.rollouts.items()):
-                if not rollout.running or f"{extension}@{rollout.challenger}" not in self._catalogue().cards:
-                    continue
-                now_s = self._clock()
-                decision = decide(rollout, now_s)
-                if decision.action == "keep":
-                    continue
-                new = follow(rollout, decision, now_s)
-                _log.info("%s: %s %s: %s", extension, decision.action, rollout.challenger, decision.reason)
-                await self._write(Changed((new,)), must_hold=decision.action == "roll_back")
+                if rollout.running and f"{extension}@{rollout.challenger}" in self._catalogue().cards:
+                    try:
+                        await self._act_on(rollout)
+                    except Exception as error:  # the others have their turn
+                        _log.warning("%s: %s", extension, error)
+                        failed = failed or error
+            running = {rollout.id for rollout in self._known.rollouts.values() if rollout.running}
+            self._waiting = {
+                gateway: (number, seen)
+                for gateway, (number, seen) in self._waiting.items()
+                if any(id_ in running for id_, _ in seen)
+            }
             if self._unstored:
-                await asyncio.to_thread(self._store.write, Changed(tuple(self._unstored.values())))
-                self._unstored.clear()
+                await self._write(Changed())
+            if failed is not None:
+                raise failed
+
+    async def _act_on(self, rollout: Rollout) -> None:
+        now_s = self._clock()
+        decision = decide(rollout, now_s)
+        waiting = [one for _, seen in self._waiting.values() for id_, one in seen if id_ == rollout.id]
+        if waiting and decision.action != "roll_back":
+            with_all = observe(rollout, waiting)
+            harm = decide(with_all, now_s)
+            if harm.action == "roll_back":  # for anything else only what is durable counts
+                rollout, decision = with_all, harm
+        if decision.action == "keep":
+            return
+        new = follow(rollout, decision, now_s)
+        _log.info("%s: %s %s: %s", rollout.extension, decision.action, rollout.challenger, decision.reason)
+        await self._write(Changed((new,)), must_hold=decision.action == "roll_back")
 
     def _with(self, seen: Sequence[Seen]) -> tuple[Rollout, ...]:
         """The rollouts with more evidence; what is about others is passed over."""
@@ -349,22 +400,73 @@ class Rollouts:
     # -------------------------------------------------------------------------------------------------- helpers
 
     async def _step(self, extension: str, step: Callable[[Rollout, float], Rollout]) -> Shown:
-        async with self._writing:
+        async with self._turn():
             rollout = self._known.rollouts.get(extension)
             if rollout is None:
                 raise self._unknown(extension)
             await self._write(Changed((step(rollout, self._clock()),)))
         return await self._shown(extension)
 
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One at a time changes what is known. A write that was late counts from here on, if it has ended well."""
+        async with self._writing:
+            write = self._write_begun
+            if write is not None and write.task.done():
+                self._write_begun = None
+                if write.task.exception() is None:
+                    self._settle(write)
+                    changed, since = write.changed, self._unstored
+                    await self._take(
+                        replace(
+                            changed,
+                            rollouts=[one for one in changed.rollouts if one.extension not in since],
+                            forgotten=[one for one in changed.forgotten if one not in since],
+                        )
+                    )
+            yield
+
     async def _write(self, changed: Changed, *, must_hold: bool = False) -> None:
         """Stores, then shows; what `must_hold` is shown even if it cannot be stored."""
         try:
-            await asyncio.to_thread(self._store.write, changed)
+            await self._store_soon(changed)
         except StoreUnavailable:
             if not must_hold:
                 raise
             self._unstored.update((rollout.extension, rollout) for rollout in changed.rollouts)
             _log.exception("rolled back, and not stored yet")
+        await self._take(changed)
+
+    async def _store_soon(self, changed: Changed) -> None:
+        """Stores that, after the rollbacks that could not be stored before. Raises StoreUnavailable when it fails or
+        takes too long; it may then still come to pass, and nothing else is written before it ended."""
+        if self._write_begun is not None:
+            raise _late()
+        ids = {rollout.id for rollout in changed.rollouts}
+        owed = tuple(rollout for rollout in self._unstored.values() if rollout.id not in ids)
+        whole = replace(changed, rollouts=(*owed, *changed.rollouts))
+        task = asyncio.create_task(asyncio.to_thread(self._store.write, whole))
+        self._write_begun = _Write(task, changed, dict(self._unstored))
+        done, _ = await asyncio.wait({task}, timeout=self._store_s)
+        if not done:
+            raise _late()
+        write, self._write_begun = self._write_begun, None
+        task.result()
+        self._settle(write)
+
+    def _settle(self, write: _Write) -> None:
+        """What went along with it is stored."""
+        for extension, rollout in write.owed.items():
+            if self._unstored.get(extension) is rollout:
+                del self._unstored[extension]
+
+    async def _take(self, changed: Changed) -> None:
+        """Shows what is changed."""
+        for gateway, number in changed.reports.items():
+            if self._waiting.get(gateway, (number + 1, ()))[0] <= number:
+                del self._waiting[gateway]
+        if changed.feedback is not None:
+            self._waiting.pop(_FEEDBACK, None)
         self._known = after(self._known, changed)
         for rollout in changed.rollouts:
             if not rollout.running:
@@ -444,6 +546,12 @@ class Rollouts:
             f"{extension} had no rollout yet.",
             hint=f"Start one: `fenix rollout start {extension}@VERSION`; or name the version that is to serve.",
         )
+
+
+def _late() -> StoreUnavailable:
+    return StoreUnavailable(
+        "the database takes too long.", hint="It may have been done all the same: see `fenix rollout status`."
+    )
 
 
 def _all(catalogue: Catalogue) -> Sequence[Card]:

@@ -258,7 +258,7 @@ class RulesFollower:
                 while not self.rules.keeper:
                     try:
                         self._take(await self._client.since("", 0, 0.0))
-                    except ClusterDown:
+                    except FenixError:
                         await asyncio.sleep(0.1)
         except TimeoutError:
             _log.warning("nobody says who is on trial: all versions serve until somebody does")
@@ -287,7 +287,10 @@ class RulesFollower:
             try:
                 self._take(await self._client.since(self.rules.keeper, self.rules.version, WATCH_S, self._id))
                 pause_s = 0.05
+                continue
             except FenixError as error:  # the last rules hold meanwhile
                 _log.debug("%s", error.text())
-                await asyncio.sleep(pause_s)
-                pause_s = min(1.0, pause_s * 2)
+            except Exception:
+                _log.exception("the rules could not be followed: the last ones hold")
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.0, pause_s * 2)

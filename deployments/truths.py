@@ -28,6 +28,7 @@ class Answers:
     def __init__(self, most: int = MOST_ANSWERS) -> None:
         self._most = most
         self._chunks: deque[tuple[str, Chunk]] = deque()
+        self._by_run: dict[tuple[str, str], deque[Chunk]] = {}  # rollout and run -> theirs, the oldest first
         self._n = 0
         self._judged: OrderedDict[tuple[str, str, str], None] = OrderedDict()
 
@@ -39,21 +40,28 @@ class Answers:
             _log.error("what a version would have answered is damaged: %s", error)
             return
         self._chunks.append((rollout, chunk))
+        self._by_run.setdefault((rollout, chunk.head.run), deque()).append(chunk)
         self._n += chunk.head.n_requests
         while self._n > self._most and len(self._chunks) > 1:
-            self._n -= self._chunks.popleft()[1].head.n_requests
+            id_, oldest = self._chunks.popleft()
+            self._n -= oldest.head.n_requests
+            theirs = self._by_run[id_, oldest.head.run]
+            theirs.popleft()
+            if not theirs:
+                del self._by_run[id_, oldest.head.run]
 
     def find(self, rollout: str, trace_id: str) -> Outcome | None:
         """The other answer to a request."""
         run, seq = split_trace_id(trace_id)
-        for id_, chunk in reversed(self._chunks):
-            if id_ == rollout and chunk.head.run == run and seq in chunk:
+        for chunk in reversed(self._by_run.get((rollout, run), ())):
+            if chunk.head.first_seq <= seq <= chunk.head.last_seq and seq in chunk:
                 return chunk.find(seq)
         return None
 
     def forget(self, rollout: str) -> None:
         """That rollout is over."""
         self._chunks = deque(one for one in self._chunks if one[0] != rollout)
+        self._by_run = {key: theirs for key, theirs in self._by_run.items() if key[0] != rollout}
         self._n = sum([chunk.head.n_requests for _, chunk in self._chunks])
 
     def is_new(self, rollout: str, joined: Joined) -> bool:

@@ -29,12 +29,14 @@ from planner.catalogue import Catalogue
 from planner.choosing import Chooser, Chosen, PlansWithout
 from planner.errors import (
     BadRequest,
+    ClusterDown,
     DeadlineExceeded,
     ExtensionBroken,
     ExtensionRaised,
     FenixError,
     NoPlan,
     Overloaded,
+    StoreUnavailable,
 )
 from planner.features import Array
 from planner.goals import Terms
@@ -428,16 +430,25 @@ class GatewayRollouts:
                 _log.debug("%s", error.text())
             except Exception:
                 _log.exception("no report on rollouts")
-                self._unsent = None
+                self._sent()
 
     async def tell(self) -> None:
-        """Sends what was seen. What cannot be sent is sent again first the next time, and counts once."""
+        """Sends what was seen. What cannot be sent is sent again first the next time, and counts once; what is refused
+        for good is dropped. Raises ClusterDown, StoreUnavailable and Overloaded."""
         if self._unsent is None:
             self._unsent = await self._gathered()
         if self._unsent is not None:
-            await self._reports.report(self._name, self._number, *self._unsent)
-            self._unsent = None
-            self._number += 1
+            try:
+                await self._reports.report(self._name, self._number, *self._unsent)
+            except (ClusterDown, StoreUnavailable, Overloaded):
+                raise
+            except FenixError as error:
+                _log.error("a report on rollouts was refused, and is dropped: %s", error.text())
+            self._sent()
+
+    def _sent(self) -> None:
+        self._unsent = None
+        self._number += 1
 
     async def _gathered(self) -> tuple[list[Seen], list[tuple[str, bytes]]] | None:
         seen: list[Seen] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from deployments.rollouts import Rollouts, Shown, shares_of
+from deployments.rollouts_actor import RolloutsClient, RulesFollower
+from deployments.truths import Answers
 from lineage.feedback import Feedback
 from lineage.journal import Joined, Page
 from lineage.outcomes import Kept, Outcome, Setting
@@ -20,10 +23,13 @@ from planner.errors import BadRequest, Conflict, NotFound, StoreUnavailable
 from planner.rollout.latencies import Latencies
 from planner.rollout.records import Observation, Pairs, RolloutPlan, RolloutStep
 from planner.rollout.store import Changed, MemoryRolloutStore
+from planner.rollout.traffic import Rules
 from tests.lineage.outcomes import chunk, trace
 from tests.planner.doubles import card
 
 PLAN = RolloutPlan(steps=(RolloutStep(0.0, 1.0, min_outcomes=10, min_s=1.0), RolloutStep(0.5, min_s=1.0)))
+
+EASY = replace(PLAN, require_truth=False, error_margin=0.1, careful_share=0.5)  # 100 that agree are enough
 
 
 def digits(version: str, **more: Any) -> Card:
@@ -35,7 +41,13 @@ class ShakyStore(MemoryRolloutStore):
 
     is_down = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = threading.Event()  # while it is not set, writing takes for ever
+        self.goes_on.set()
+
     def write(self, changed: Changed) -> None:
+        self.goes_on.wait(10.0)
         if self.is_down:
             raise StoreUnavailable("disk full")
         super().write(changed)
@@ -44,7 +56,8 @@ class ShakyStore(MemoryRolloutStore):
 class House:
     """Rollouts over a store, with a catalogue and a clock to be changed."""
 
-    def __init__(self, *cards: Card, store: ShakyStore | None = None) -> None:
+    def __init__(self, *cards: Card, store: ShakyStore | None = None, store_s: float = 10.0) -> None:
+        self.store_s = store_s
         self.store = store or ShakyStore()
         self.catalogue = Catalogue.of(cards or (digits("1"), digits("2"), card("b")))
         self.now_s = 1_000.0
@@ -52,7 +65,7 @@ class House:
 
     def anew(self, name: str = "first") -> Rollouts:
         """After a restart."""
-        return Rollouts(self.store, lambda: self.catalogue, lambda: self.now_s, name)
+        return Rollouts(self.store, lambda: self.catalogue, lambda: self.now_s, name, self.store_s)
 
 
 def drive(scenario: Callable[[House], Coroutine[Any, Any, None]], house: House | None = None) -> None:
@@ -143,8 +156,7 @@ def test_harm_is_rolled_back_and_the_evidence_is_kept() -> None:
 def test_a_good_version_goes_step_by_step_to_the_promotion_and_back_by_one_command() -> None:
     async def scenario(house: House) -> None:
         rollouts = house.rollouts
-        plan = replace(PLAN, require_truth=False, error_margin=0.1, careful_share=0.5)
-        await rollouts.start("digits", "2", plan)
+        await rollouts.start("digits", "2", EASY)
         id_ = await id_of(rollouts)
         stages = []
         for k in range(40):
@@ -204,6 +216,129 @@ def test_harm_is_rolled_back_while_the_store_is_down_and_stored_when_it_is_back(
         assert house.store.load().rollouts["digits"].stage == "rolled_back"
 
     drive(scenario)
+
+
+def test_harm_that_is_reported_while_the_store_is_down_is_rolled_back_and_counts_once() -> None:
+    async def scenario(house: House) -> None:
+        rollouts = house.rollouts
+        await rollouts.start("digits", "2", PLAN)
+        id_ = await id_of(rollouts)
+        house.store.is_down = True
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await rollouts.report("g", 0, [(id_, pairs(200, 60))])
+        with pytest.raises(StoreUnavailable):
+            await rollouts.act()
+        assert (await rollouts.status())[0].rollout.stage == "rolled_back"
+        house.store.is_down = False
+        await rollouts.report("g", 0, [(id_, pairs(200, 60))])
+        await rollouts.act()
+        stored = house.store.load().rollouts["digits"]
+        assert (stored.stage, stored.n_in_step) == ("rolled_back", 200)
+
+    drive(scenario)
+
+
+def test_only_what_is_durable_leads_to_more_traffic() -> None:
+    async def scenario(house: House) -> None:
+        rollouts = house.rollouts
+        await rollouts.start("digits", "2", EASY)
+        id_ = await id_of(rollouts)
+        house.now_s += 10.0
+        house.store.is_down = True
+        with pytest.raises(StoreUnavailable):
+            await rollouts.report("g", 0, [(id_, pairs(100, 100))])
+        house.store.is_down = False
+        await rollouts.act()
+        assert (await rollouts.status())[0].rollout.stage == "shadow"
+        await rollouts.report("g", 0, [(id_, pairs(100, 100))])
+        await rollouts.act()
+        assert (await rollouts.status())[0].rollout.stage == "canary"
+
+    drive(scenario)
+
+
+def test_one_that_cannot_go_on_keeps_no_other_from_being_rolled_back() -> None:
+    async def scenario(house: House) -> None:
+        rollouts = house.rollouts
+        await rollouts.start("b", "2", EASY)
+        await rollouts.start("digits", "2", PLAN)
+        ids = {shown.rollout.extension: shown.rollout.id for shown in await rollouts.status()}
+        await rollouts.report("g", 0, [(ids["b"], pairs(100, 100)), (ids["digits"], pairs(200, 60))])
+        house.now_s += 10.0
+        house.store.is_down = True
+        with pytest.raises(StoreUnavailable):
+            await rollouts.act()
+        assert [shown.rollout.stage for shown in await rollouts.status()] == ["shadow", "rolled_back"]
+
+    drive(scenario, House(digits("1"), digits("2"), card("b"), card("b").but(version="2")))
+
+
+def test_a_rollback_that_is_stored_late_undoes_no_command_and_stands_in_the_history() -> None:
+    async def scenario(house: House) -> None:
+        rollouts = house.rollouts
+        await rollouts.start("digits", "2", PLAN)
+        first = await id_of(rollouts)
+        await rollouts.report("g", 0, [(first, pairs(200, 60))])
+        house.store.is_down = True
+        with pytest.raises(StoreUnavailable):
+            await rollouts.act()
+        house.store.is_down = False
+        house.now_s += 1.0
+        await rollouts.start("digits", "2", PLAN)
+        await rollouts.act()
+        assert house.store.load().rollouts["digits"].stage == "shadow"
+        assert {one.id: one.stage for one in house.store.past("digits")}[first] == "rolled_back"
+
+    drive(scenario)
+
+
+def test_a_store_that_hangs_keeps_nobody_waiting_and_its_write_counts_once_it_ends() -> None:
+    async def scenario(house: House) -> None:
+        rollouts = house.rollouts
+        await rollouts.start("digits", "2", PLAN)
+        id_ = await id_of(rollouts)
+        house.store.goes_on.clear()
+        try:
+            async with asyncio.timeout(8.0):
+                with pytest.raises(StoreUnavailable, match="too long"):
+                    await rollouts.report("g", 0, [(id_, pairs(5, 5))])
+                with pytest.raises(StoreUnavailable, match="too long"):
+                    await rollouts.pause("digits")
+                with pytest.raises(StoreUnavailable, match="too long"):
+                    await rollouts.report("other", 0, [(id_, pairs(200, 60))])
+                with pytest.raises(StoreUnavailable, match="too long"):
+                    await rollouts.act()
+        finally:
+            house.store.goes_on.set()
+        assert (await rollouts.status())[0].rollout.stage == "rolled_back"
+        assert rollouts._write_begun is not None
+        await rollouts._write_begun.task
+        await rollouts.report("g", 0, [(id_, pairs(5, 5))])
+        await rollouts.act()
+        assert house.store.load().rollouts["digits"].stage == "rolled_back"
+        assert house.store.load().reports == {"g": 0}
+
+    drive(scenario, House(store_s=0.5))
+
+
+def test_a_report_that_was_stored_late_counts_once() -> None:
+    async def scenario(house: House) -> None:
+        rollouts = house.rollouts
+        await rollouts.start("digits", "2", PLAN)
+        id_ = await id_of(rollouts)
+        house.store.goes_on.clear()
+        with pytest.raises(StoreUnavailable, match="too long"):
+            await rollouts.report("g", 0, [(id_, pairs(5, 5))])
+        house.store.goes_on.set()
+        assert rollouts._write_begun is not None
+        await rollouts._write_begun.task
+        await rollouts.report("other", 0, [(id_, pairs(2, 2))])
+        await rollouts.report("g", 0, [(id_, pairs(5, 5))])
+        assert (await rollouts.status())[0].rollout.n_in_step == 7
+        assert house.store.load().rollouts["digits"].n_in_step == 7
+
+    drive(scenario, House(store_s=0.5))
 
 
 def test_any_version_can_be_made_to_serve_by_hand_and_gone_back_from() -> None:
@@ -312,6 +447,91 @@ def test_truths_count_for_both_versions_where_both_answered_and_once() -> None:
         assert house.anew("second").feedback == 80
 
     drive(scenario)
+
+
+def test_truths_that_could_not_be_stored_count_when_they_come_again() -> None:
+    async def scenario(house: House) -> None:
+        rollouts = house.rollouts
+        await rollouts.start("digits", "2", PLAN)
+        await rollouts.report("g", 0, [], [(await id_of(rollouts), chunk(1, [7]))])
+        one = outcome(1, 7, "1")
+        page = Page((Joined(one, Feedback(one.trace_id, truth=7), 1_002.0),), 70)
+        house.store.is_down = True
+        with pytest.raises(StoreUnavailable):
+            await rollouts.told(page)
+        house.store.is_down = False
+        await rollouts.told(page)
+        assert (await rollouts.status())[0].rollout.evidence.accuracy.champion.n == 1
+
+    drive(scenario)
+
+
+def test_many_truths_leave_others_their_turn() -> None:
+    async def scenario(house: House) -> None:
+        rollouts = house.rollouts
+        await rollouts.start("digits", "2", PLAN)
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(others())
+        outcomes = [outcome(seq, 7, "1") for seq in range(1_000)]
+        items = tuple(Joined(one, Feedback(one.trace_id, truth=7), 1_002.0) for one in outcomes)
+        await rollouts._judged(Page(items, 2_000))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert turns >= 10
+
+    drive(scenario)
+
+
+def test_answers_are_found_until_the_oldest_go_or_their_rollout_ends() -> None:
+    answers = Answers(most=4)
+    answers.add("a", chunk(1, [7, 8]))
+    answers.add("b", chunk(1, [5, 6]))
+    found = answers.find("a", trace(2))
+    assert found is not None
+    assert found.outputs.full["digit"].tolist() == [8]
+    assert answers.find("a", trace(3)) is None
+    answers.add("a", chunk(3, [9]))
+    assert answers.find("a", trace(2)) is None
+    assert answers.find("a", trace(3)) is not None
+    assert answers.find("b", trace(2)) is not None
+    answers.forget("b")
+    assert answers.find("b", trace(2)) is None
+    assert answers.find("a", trace(3)) is not None
+
+
+def test_whoever_follows_the_rules_goes_on_after_any_error() -> None:
+    class Desk(RolloutsClient):
+        def __init__(self) -> None:
+            self.n = 0
+
+        async def since(self, keeper: str, version: int, wait_s: float, follower: str = "") -> Rules:
+            self.n += 1
+            if self.n == 1:
+                raise StoreUnavailable("away")
+            if self.n == 3:
+                raise RuntimeError("torn")
+            await asyncio.sleep(0.001)
+            return Rules("keeper", self.n)
+
+    async def run() -> None:
+        taken: list[int] = []
+        follower = RulesFollower(Desk(), lambda rules: taken.append(rules.version))
+        await follower.start()
+        async with asyncio.timeout(5.0):
+            while len(taken) < 3:
+                assert follower.alive()
+                await asyncio.sleep(0.001)
+        await follower.stop()
+        assert taken[:2] == [2, 4]
+
+    asyncio.run(run())
 
 
 def test_observations_of_one_version_alone_count_too() -> None:

@@ -20,7 +20,7 @@ from planner.calls import LocalCalls
 from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
 from planner.choosing import FirstPlan
-from planner.errors import ClusterDown, StepFailed
+from planner.errors import BadRequest, ClusterDown, FenixError, StepFailed
 from planner.features import Array, Feature, Port, Rows
 from planner.goals import Goal
 from planner.rollout.records import Observation, Pairs, Rollout, RolloutPlan, RolloutStep
@@ -62,6 +62,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.is_open = True
+        self.refusal: FenixError | None = None
         self.reports: dict[tuple[str, int], tuple[Sequence[Seen], Sequence[tuple[str, bytes]]]] = {}
 
     async def report(
@@ -69,6 +70,8 @@ class Desk:
     ) -> None:
         if not self.is_open:
             raise ClusterDown("away")
+        if self.refusal is not None:
+            raise self.refusal
         self.reports[gateway, number] = seen, answers
 
     def all(self) -> tuple[dict[str, Observation], dict[bool, Pairs]]:
@@ -308,6 +311,21 @@ def test_a_report_that_did_not_arrive_is_sent_again_under_its_number() -> None:
         await rollouts.tell()
         assert sorted(number for _, number in desk.reports) == [0, 1]
         assert desk.all()[1][False].n == 2
+
+    house(scenario, {"size@1": whole, "size@2": whole})
+
+
+def test_a_report_that_is_refused_for_good_is_dropped_and_the_next_one_counts() -> None:
+    async def scenario(engine: Engine, rollouts: GatewayRollouts, desk: Desk) -> None:
+        rollouts.follow(rules(rollout(mirrored=1.0)))
+        await ask(engine)
+        desk.refusal = BadRequest("no such version")
+        await told(rollouts)
+        desk.refusal = None
+        await ask(engine)
+        await told(rollouts)
+        assert [number for _, number in desk.reports] == [1]
+        assert desk.all()[1][False].n == 1
 
     house(scenario, {"size@1": whole, "size@2": whole})
 
