@@ -14,10 +14,10 @@ from pathlib import Path
 from deployments.applications import Installation
 from deployments.rollouts import Rollouts
 from lineage.models import ModelRegistry, named
-from planner.cards import Card
+from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
-from planner.errors import FenixError, StoreUnavailable
-from planner.rollout.aliases import ALIASES, CHAMPION, Aliases, Wish, aliases_of, differences
+from planner.errors import Conflict, FenixError, StoreUnavailable
+from planner.rollout.aliases import ALIASES, CHALLENGER, CHAMPION, Aliases, Move, Wish, aliases_of, differences
 from planner.rollout.records import RolloutPlan
 
 AGAIN_S = 60.0  # after what somebody wants could not be done
@@ -64,6 +64,8 @@ class AliasKeeper:
         self._catalogue = catalogue
         self._registry: ModelRegistry | None = None
         self._refused: dict[tuple[str, Wish], float] = {}  # until when (loop time)
+        self._unmoved: dict[tuple[str, str], str] = {}  # by model and alias the version that it cannot be moved to
+        self._failing: dict[str, type[FenixError]] = {}  # by extension
         self._is_down = False
 
     async def look(self) -> None:
@@ -76,7 +78,7 @@ class AliasKeeper:
             found = await asyncio.to_thread(self._asked().aliases)
             for extension, model in models.items():
                 if model.name in found:
-                    await self._bring_together(extension, model, found[model.name])
+                    await self._look_at(extension, model, found[model.name])
         except StoreUnavailable as error:
             if not self._is_down:
                 await self._rollouts.note(next(iter(models)), f"aliases are not followed: {error.text()}")
@@ -84,8 +86,18 @@ class AliasKeeper:
             return
         self._is_down = False
 
+    async def _look_at(self, extension: str, model: Model, found: Aliases) -> None:
+        """Brings both sides together for one model; what fails there is told once while it lasts."""
+        try:
+            await self._bring_together(extension, model, found)
+        except FenixError as error:
+            if self._failing.get(extension) is not type(error):
+                await self._rollouts.note(extension, f"aliases are not followed: {error.text()}")
+            self._failing[extension] = type(error)
+        else:
+            self._failing.pop(extension, None)
+
     async def _bring_together(self, extension: str, model: Model, found: Aliases) -> None:
-        registry = self._asked()
         there = {alias: version for alias, version in found.items() if alias in ALIASES}
         rollout = self._rollouts.known(extension)
         agreed = self._rollouts.aliases(model.name)
@@ -93,24 +105,59 @@ class AliasKeeper:
             agreed = {alias: version for alias, version in there.items() if alias == CHAMPION}
             await self._rollouts.agree(model.name, agreed)
         ours = dict(agreed) if rollout is None else aliases_of(rollout)
-        todo = differences(agreed, there, ours)
+        todo = differences(agreed, there, self._movable(model, agreed, there, ours))
+        self._refused = {key: s for key, s in self._refused.items() if key[0] != extension or key[1] in todo.wishes}
         for remark in todo.remarks:
             await self._rollouts.note(extension, remark)
         for move in todo.moves:
-            if move.version:
-                await asyncio.to_thread(registry.move_alias, model.name, move.alias, move.version)
-                there[move.alias] = move.version
-            else:
-                await asyncio.to_thread(registry.drop_alias, model.name, move.alias)
-                there.pop(move.alias, None)
+            done = await self._moved(extension, model, move, rollout is not None)
+            _set(there, move.alias, move.version if done else agreed.get(move.alias, ""))
         for wish in todo.wishes:
             if not await self._done(extension, model, wish, there.get(CHAMPION, "")):
-                _keep(there, agreed, wish)
+                alias = CHAMPION if wish.action == "promote" else CHALLENGER
+                _set(there, alias, agreed.get(alias, ""))  # what could not be done is not agreed on
         if there != agreed:
             await self._rollouts.agree(model.name, there)
 
+    def _movable(self, model: Model, agreed: Aliases, there: Aliases, ours: Aliases) -> Aliases:
+        """What the cluster has, but for aliases that cannot be moved to it: those stay where they are, and a hand may
+        still move them."""
+        found = dict(ours)
+        for alias in ALIASES:
+            key = model.name, alias
+            if key not in self._unmoved:
+                continue
+            if self._unmoved[key] == ours.get(alias, ""):
+                _set(found, alias, agreed.get(alias, "") if alias in there else "")
+            else:
+                del self._unmoved[key]
+        return found
+
+    async def _moved(self, extension: str, model: Model, move: Move, by_rollout: bool) -> bool:
+        """Moves an alias. Where that is refused it is noted, and not tried again until another version is to have it.
+        A version that a rollout names is one of the extension, not always one of the model."""
+        registry, version = self._asked(), move.version
+        try:
+            if version and by_rollout and not _is_of(self._card(extension, version), model, version):
+                raise Conflict(f"version {version} of {extension} is not version {version} of {model.name}.")
+            if version:
+                await asyncio.to_thread(registry.move_alias, model.name, move.alias, version)
+            else:
+                await asyncio.to_thread(registry.drop_alias, model.name, move.alias)
+        except StoreUnavailable:
+            raise
+        except FenixError as error:
+            self._unmoved[model.name, move.alias] = version
+            said = f"moved to version {version}" if version else "taken away"
+            await self._rollouts.note(extension, f"the alias {move.alias} cannot be {said} in MLflow: {error.text()}")
+            return False
+        return True
+
+    def _card(self, extension: str, version: str) -> Card | None:
+        return self._catalogue().cards.get(ExtensionId(f"{extension}@{version}"))
+
     async def _done(self, extension: str, model: Model, wish: Wish, champion: str) -> bool:
-        """Does what somebody wants; what cannot be done is noted and tried again later."""
+        """Does what somebody wants; what cannot be done is noted once and tried again later."""
         now_s = asyncio.get_running_loop().time()
         if self._refused.get((extension, wish), 0.0) > now_s:
             return False
@@ -119,8 +166,9 @@ class AliasKeeper:
         except StoreUnavailable:
             raise
         except FenixError as error:
+            if (extension, wish) not in self._refused:
+                await self._rollouts.note(extension, f"{wish.action} {wish.version}, as MLflow says: {error.text()}")
             self._refused[extension, wish] = now_s + AGAIN_S
-            await self._rollouts.note(extension, f"{wish.action} {wish.version}, as MLflow says: {error.text()}")
             return False
         self._refused.pop((extension, wish), None)
         return True
@@ -132,9 +180,12 @@ class AliasKeeper:
         if wish.action == "abort":
             await rollouts.abort(extension, BY, "the alias challenger was taken away")
             return
+        card = self._card(extension, wish.version)
+        is_there = card is not None
+        if is_there and not _is_of(card, model, wish.version):
+            raise Conflict(f"version {wish.version} of {extension} is not version {wish.version} of {model.name}.")
         if running is not None and running.running and running.challenger != wish.version:
             await rollouts.abort(extension, BY, f"MLflow wants version {wish.version}")
-        is_there = f"{extension}@{wish.version}" in self._catalogue().cards
         if wish.action == "promote":
             if not is_there:
                 await self._deploy(extension, model, wish.version, None)
@@ -168,13 +219,18 @@ class AliasKeeper:
         return self._registry
 
 
-def _keep(there: dict[str, str], agreed: Aliases, wish: Wish) -> None:
-    """What could not be done is not agreed on."""
-    alias = CHAMPION if wish.action == "promote" else next(a for a in ALIASES if a != CHAMPION)
-    if alias in agreed:
-        there[alias] = agreed[alias]
+def _is_of(card: Card | None, model: Model, version: str) -> bool:
+    """Whether a card is of that version of a model."""
+    source = None if card is None else named(card.source)
+    return source is not None and (source.name, source.version) == (model.name, version)
+
+
+def _set(aliases: dict[str, str], alias: str, version: str) -> None:
+    """Without a version the alias is taken away."""
+    if version:
+        aliases[alias] = version
     else:
-        there.pop(alias, None)
+        aliases.pop(alias, None)
 
 
 def _unsaid(text: str) -> None:

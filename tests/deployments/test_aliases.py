@@ -16,6 +16,7 @@ from deployments.rollouts import Rollouts
 from lineage.models import ModelRegistry, describe_folder
 from planner.cards import Card
 from planner.catalogue import Catalogue
+from planner.errors import StoreUnavailable
 from planner.rollout.store import MemoryRolloutStore
 from tests.lineage.stores import model_registry
 from tests.planner.doubles import card
@@ -176,6 +177,93 @@ def test_what_cannot_be_done_is_told_once_and_the_rest_goes_on(house: House) -> 
             await house.keeper.look()
         (said,) = await house.remarks()
         assert "other inputs" in said
+        assert house.there == {"champion": "1", "challenger": "2"}
+
+    drive(scenario)
+
+
+def test_a_version_that_was_deleted_in_the_registry_is_told_once_and_other_models_are_followed(
+    house: House, registry: ModelRegistry, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        (tmp_path / "other").mkdir()
+        other = House(registry, f"{house.model} other", tmp_path / "other")
+        house.catalogue = Catalogue.of(
+            [*house.catalogue.cards.values(), *(version_of(other.model, version, "later") for version in "12")]
+        )
+        await house.rollouts.promote("digits", "1")
+        await house.keeper.look()
+        registry._client.delete_model_version(house.model, "1")
+        await house.rollouts.start("later", "2", champion="1")
+        for _ in range(3):
+            await house.keeper.look()
+        assert other.there == {"champion": "1", "challenger": "2"}
+        taken, refused = await house.remarks()
+        assert "taken away" in taken
+        assert "champion cannot be moved to version 1" in refused
+        registry.move_alias(house.model, "champion", "2")  # a hand is still followed
+        await house.keeper.look()
+        assert (await house.rollouts.show("digits"))[0].rollout.champion == "2"
+        assert house.there == {"champion": "2"}
+
+    drive(scenario)
+
+
+def test_no_alias_lands_on_a_version_that_has_only_the_number_of_the_one_that_serves(house: House) -> None:
+    async def scenario() -> None:
+        await house.keeper.look()
+        stranger = card("digits").but(version="2", source="package.module:function")
+        house.catalogue = Catalogue.of([version_of(house.model, "1"), stranger])
+        await house.rollouts.start("digits", "2")
+        for _ in range(3):
+            await house.keeper.look()
+        assert house.there == {"champion": "1"}
+        (said,) = await house.remarks()
+        assert "challenger cannot be moved to version 2" in said
+        await house.rollouts.abort("digits")
+        house.registry.move_alias(house.model, "champion", "2")
+        for _ in range(3):
+            await house.keeper.look()
+        assert await house.stage() == ("aborted", "1", "2")
+        assert "promote 2" in (await house.remarks())[-1]
+        assert len(await house.remarks()) == 2
+
+    drive(scenario)
+
+
+class Refusing(ModelRegistry):
+    """A registry of which one model's aliases fail in a way that may pass."""
+
+    refused = ""
+
+    def move_alias(self, name: str, alias: str, version: str) -> None:
+        if name == self.refused:
+            raise StoreUnavailable("its folder is locked")
+        super().move_alias(name, alias, version)
+
+
+def test_a_model_whose_alias_fails_for_now_does_not_stop_the_others_and_is_moved_later(
+    house: House, registry: ModelRegistry, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        (tmp_path / "other").mkdir()
+        other = House(registry, f"{house.model} other", tmp_path / "other")
+        house.catalogue = Catalogue.of(
+            [*house.catalogue.cards.values(), *(version_of(other.model, version, "later") for version in "12")]
+        )
+        refusing = Refusing(registry.uri, registry._cache_dir)
+        refusing.refused = house.model
+        house.keeper._registry = refusing
+        await house.keeper.look()
+        await house.rollouts.start("digits", "2", champion="1")
+        await house.rollouts.start("later", "2", champion="1")
+        for _ in range(3):
+            await house.keeper.look()
+        assert other.there == {"champion": "1", "challenger": "2"}
+        (said,) = await house.remarks()
+        assert "locked" in said
+        refusing.refused = ""
+        await house.keeper.look()
         assert house.there == {"champion": "1", "challenger": "2"}
 
     drive(scenario)
