@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from deployments.applications import ChoiceOptions
 from deployments.gateway.metadata import parts_of
@@ -105,7 +106,9 @@ class Choosing:
         self._taught: set[tuple[str, str]] = set()
         self._arms: dict[tuple[Arm, ...], tuple[Arm, ...]] = {}
         self._by_plan: dict[str, tuple[Arm, Plan]] = {}
+        self._choosers: WeakSet[_PolicyChooser] = WeakSet()
         self._task: asyncio.Task[None] | None = None
+        self._failing: type[Exception] | None = None
 
     # -------------------------------------------------------------------------------------------------- choosing
 
@@ -125,7 +128,9 @@ class Choosing:
             said = plan.prediction
             arms.append(Arm(plan.id, said.accuracy, min(measured, default=0), said.p50_ms, said.cost))
         found = marked(arms, [self._ids(plan) for plan in plans.plans], rules)
-        return _PolicyChooser(self, policy, goal, terms, plans.plans, self._same(found, plans.plans), rules)
+        made = _PolicyChooser(self, policy, goal, terms, plans.plans, self._same(found, plans.plans), rules)
+        self._choosers.add(made)
+        return made
 
     def segment_of(self, goal: str, terms: Terms) -> str:
         """The user's own, as soon as the user is known for one; else that of the data's tags."""
@@ -157,9 +162,10 @@ class Choosing:
 
     def _same(self, arms: tuple[Arm, ...], plans: Sequence[Plan]) -> tuple[Arm, ...]:
         """The tuple that equal arms had before: policies recognise them by identity."""
-        if len(self._arms) >= MOST_ARMS:
-            self._arms.clear()
-            self._by_plan.clear()
+        if len(self._arms) >= MOST_ARMS + 2 * len(self._choosers):
+            offers = [chooser.offer for chooser in self._choosers]  # these may be asked for still
+            self._arms = {theirs: theirs for theirs, _ in offers}
+            self._by_plan = {arm.plan: (arm, plan) for offer in offers for arm, plan in zip(*offer, strict=True)}
         for arm, plan in zip(arms, plans, strict=True):
             self._by_plan[arm.plan] = arm, plan
         return self._arms.setdefault(arms, arms)
@@ -231,10 +237,7 @@ class Choosing:
 
     async def start(self) -> None:
         """Fetches what is known, if the ledger answers, and follows it until `stop`."""
-        try:
-            await self.hear()
-        except FenixError as error:
-            _log.warning("plans are chosen by what is predicted of them: %s", error.message)
+        await self._try_to_hear()
         self._task = asyncio.get_running_loop().create_task(
             self._follow(), name="choice-follower", context=contextvars.Context()
         )
@@ -271,15 +274,14 @@ class Choosing:
 
     def teach(self) -> None:
         """Lets the policy learn from the results that it can: those of plans and segments it has chosen for."""
-        left: list[Heard] = []
-        for one in self._unheard:
+        for _ in range(len(self._unheard)):
+            one = self._unheard.popleft()  # first, so that what the policy fails at does not come again
             known = self._by_plan.get(one.plan)
             if known is None or (one.goal, one.segment) not in self._taught:
-                left.append(one)
+                self._unheard.append(one)
             else:
                 context = Context(one.goal, one.segment, (), self.objective_of(one.goal))
                 self.policy.learn(context, known[0], one.result)
-        self._unheard = deque(left, MOST_RESULTS)
 
     def begin(self, context: Context, arms: tuple[Arm, ...]) -> None:
         """There are choices for a segment from now on."""
@@ -306,16 +308,20 @@ class Choosing:
         return [SegmentRows(*key) for key in mine if key not in known]
 
     async def _follow(self) -> None:
-        well = True
         while True:
             await asyncio.sleep(POLL_S)
-            try:
-                await self.hear()
-                well = True
-            except FenixError as error:  # what is known goes on counting
-                if well:
-                    _log.warning("no news of what serves best: %s", error.message)
-                well = False
+            await self._try_to_hear()
+
+    async def _try_to_hear(self) -> None:
+        """Without news, for whatever reason, what is known goes on counting; that is logged once while it lasts."""
+        try:
+            await self.hear()
+            self._failing = None
+        except Exception as error:
+            if type(error) is not self._failing:
+                is_ours = isinstance(error, FenixError)
+                _log.warning("no news of what serves best: %r", error, exc_info=not is_ours)
+            self._failing = type(error)
 
 
 _FIRST = Prior()
@@ -325,6 +331,7 @@ class _PolicyChooser:
     """Chooses for one convoy."""
 
     __slots__ = (
+        "__weakref__",
         "_arms",
         "_because",
         "_chosen",
@@ -361,6 +368,11 @@ class _PolicyChooser:
         pinned = [k for k, arm in enumerate(arms) if arm.pinned and not arm.excluded]
         self.usual = plans[(pinned or [k for k, arm in enumerate(arms) if not arm.excluded])[0]]
         self.choose(0)  # so that `usual` is what serves mostly
+
+    @property
+    def offer(self) -> tuple[tuple[Arm, ...], tuple[Plan, ...]]:
+        """What it chooses among."""
+        return self._arms, self._plans
 
     def choose(self, n_requests: int) -> Chosen:
         """See `planner.choosing.Chooser`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,7 +29,7 @@ from lineage.journal import JournalStore
 from planner.calls import LocalCalls
 from planner.cards import Accuracy, Card, ExtensionId
 from planner.catalogue import Catalogue
-from planner.choice.learner import ChoiceLearner
+from planner.choice.learner import ChoiceLearner, Heard
 from planner.choice.policy import Arm, Choice, Context, Result
 from planner.choice.posteriors import Posteriors
 from planner.choice.thompson import Thompson
@@ -393,6 +395,82 @@ def test_without_the_ledger_it_serves_by_what_is_predicted(tmp_path: Path) -> No
         assert not alone.alive()
 
     house(tmp_path, scenario)
+
+
+class Odd(Silent):
+    """A ledger that answers in another shape."""
+
+    def __init__(self) -> None:
+        self.asked, self.asked_often = 0, asyncio.Event()
+
+    async def learned(self, name: str, question: str, *arguments: Any) -> Any:
+        return ("an", "older", "answer")
+
+    async def rules(self) -> tuple[Any, ...]:
+        self.asked += 1
+        if self.asked == 4:
+            self.asked_often.set()
+        return ()
+
+
+def test_a_ledger_that_cannot_be_understood_ends_nothing_and_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.gateway.choosing.POLL_S", 0.001)
+
+    async def scenario(house: House) -> None:
+        posteriors, ledger = Posteriors(), Odd()
+        odd = Choosing(lambda: house.engine, ledger, Thompson(posteriors), posteriors, Random(3))
+        await odd.start()
+        async with asyncio.timeout(5.0):
+            await ledger.asked_often.wait()
+        assert odd.alive()
+        assert caplog.text.count("no news of what serves best") == 1
+        await odd.stop()
+
+    house(tmp_path, scenario)
+
+
+def test_a_result_that_the_policy_fails_at_does_not_come_again(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        await house.served(20, "ann")
+        await house.learn()
+        choosing = house.choosing
+        (chooser,) = choosing._choosers
+        (arm, *_), _ = chooser.offer
+        choosing.policy = Confused()
+        choosing._unheard.clear()
+        choosing._unheard.extend([Heard("measure", "", arm.plan, Result(n=1)), Heard("measure", "", "p", Result(n=2))])
+        choosing._taught.add(("measure", ""))
+        with pytest.raises(RuntimeError):
+            choosing.teach()
+        assert [one.plan for one in choosing._unheard] == ["p"]
+
+    house(tmp_path, scenario, ChoiceOptions("exp3"))
+
+
+def test_choosers_that_live_on_can_be_asked_however_many_came_after_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from planner.choice.controller import save, untrained
+
+    monkeypatch.setattr("deployments.gateway.choosing.MOST_ARMS", 2)
+    weights = tmp_path / "weights.safetensors"
+    save(untrained(["neat@1", "plain@1"], [], np.random.default_rng(0)), weights)
+
+    async def scenario(house: House) -> None:
+        await house.ask("ann")
+        (convoy,) = house.engine._convoys.values()
+        for i in range(20):  # whoever chooses among these is not kept
+            plans = tuple([replace(plan, id=f"{plan.id}-{i}") for plan in convoy.plans.plans])
+            house.choosing.chooser_for("measure", Terms(), replace(convoy.plans, plans=plans), lambda *_: None)
+        gc.collect()
+        house.choosing.policy._kept.clear()  # type: ignore[attr-defined]
+        await house.ask("ann")
+        assert "could not choose" not in caplog.text
+        assert len(house.choosing._by_plan) < 20
+
+    house(tmp_path, scenario, ChoiceOptions("controller", weights=str(weights)))
 
 
 def test_a_version_on_trial_serves_nobody_for_whom_it_is_excluded_and_the_others_as_before(tmp_path: Path) -> None:
