@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import product
 from typing import Any
 
 from planner.choice.policy import FEATURES
@@ -26,11 +25,6 @@ def bucket(features: Sequence[float], by: Iterable[str]) -> str:
     if not features:
         return ""
     return "".join([str(sum(features[FEATURES.index(name)] >= cut for cut in _CUT[name])) for name in by])
-
-
-def neighbours(by: Iterable[str]) -> list[str]:
-    """All buckets that there are of these features."""
-    return ["".join(map(str, numbers)) for numbers in product(*[range(len(_CUT[name]) + 1) for name in by])]
 
 
 def of_user(user: str) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.choice.segments import Segments, bucket, neighbours
+from planner.choice.segments import Segments
 
 
 def test_a_user_who_asks_often_is_a_segment() -> None:
@@ -25,13 +25,6 @@ def test_looks_matter_where_they_are_asked_for() -> None:
     assert Segments().of("digits", features=features) == ""
     assert Segments(by=("mean", "deviation")).of("digits", features=features) == "like=21"
     assert Segments(by=("mean",)).of("digits") == ""
-
-
-def test_a_bucket_is_one_of_those_that_there_are() -> None:
-    by = ("mean", "log_rows")
-    assert {bucket((rows, 0.0, mean, 0.0, 0.0, 0.0), by) for rows in (0, 3, 9) for mean in (-2, -0.5, 0.5, 2)} == set(
-        neighbours(by)
-    )
 
 
 def test_a_feature_without_ranges_is_an_error_at_once() -> None:
