@@ -318,6 +318,7 @@ def test_a_store_that_hangs_keeps_nobody_waiting_and_its_write_counts_once_it_en
         await rollouts.act()
         assert house.store.load().rollouts["digits"].stage == "rolled_back"
         assert house.store.load().reports == {"g": 0}
+        assert (await rollouts.status())[0].rollout.stage == "rolled_back"
 
     drive(scenario, House(store_s=0.5))
 
@@ -334,6 +335,7 @@ def test_a_report_that_was_stored_late_counts_once() -> None:
         assert rollouts._write_begun is not None
         await rollouts._write_begun.task
         await rollouts.report("other", 0, [(id_, pairs(2, 2))])
+        assert house.store.load().rollouts["digits"].n_in_step == 7
         await rollouts.report("g", 0, [(id_, pairs(5, 5))])
         assert (await rollouts.status())[0].rollout.n_in_step == 7
         assert house.store.load().rollouts["digits"].n_in_step == 7
