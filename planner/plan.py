@@ -41,7 +41,7 @@ def usual_budget(n_extensions: int) -> Budget:
     """
     if n_extensions <= _SMALL:
         return Budget(max_ms=50.0, max_expansions=20_000, max_more=200)
-    return Budget(max_ms=1.5 + n_extensions / 50_000, max_more=50)
+    return Budget(max_ms=0.8 + n_extensions / 50_000, max_more=50)
 
 
 def plan(

@@ -358,7 +358,7 @@ def test_a_dense_small_catalogue_refuses_in_time_and_says_what_is_not_proven():
 
 @pytest.mark.parametrize("n_extensions", [0, 1, 200, 201, 100_000])
 def test_the_usual_budget_is_always_bounded_in_time(n_extensions):
-    assert 1.0 <= usual_budget(n_extensions).max_ms <= 50.0
+    assert 0.5 <= usual_budget(n_extensions).max_ms <= 50.0
 
 
 def test_the_same_request_gets_the_same_plans():

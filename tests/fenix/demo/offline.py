@@ -27,7 +27,7 @@ from planner.catalogue import Catalogue
 from planner.dispatch import Dispatcher
 from planner.features import Array
 from planner.goals import Terms
-from planner.plan import plan
+from planner.plan import Budget, plan
 from planner.plans import Answer, Plan, PlanRequest, PlanSet
 from planner.tokens import Token
 
@@ -47,7 +47,7 @@ class Network:
         request = PlanRequest(
             wanted.inputs, wanted.outputs, terms or wanted.terms, wanted.objective, n_rows=n_rows, goal=goal
         )
-        return plan(request, self.catalogue, k=k)
+        return plan(request, self.catalogue, k=k, budget=Budget())  # however slow the machine is
 
     def run(self, chosen: Plan, inputs: Mapping[str, Array]) -> Answer:
         return asyncio.run(_dispatch(self.extensions, self.catalogue, chosen, inputs))
