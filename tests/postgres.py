@@ -7,6 +7,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ import psycopg
 _USER = "fenix"
 _START_S = 20.0
 _BINARIES = "pginstall18"
+# `user` of subprocess would fork, and what other libraries do after a fork may abort (gRPC); this way it need not.
+_BECOME = "import os, sys; os.setuid(int(sys.argv[1])); os.execv(sys.argv[2], sys.argv[2:])"
 
 
 class PostgresServer:
@@ -29,14 +32,16 @@ class PostgresServer:
         """`folder` is empty, and has a short path: sockets bear no long ones. Call `start`."""
         self._folder, self._data = folder, folder / "data"
         package = _package()
-        self._as = "nobody" if os.geteuid() == 0 else None
-        if self._as is not None:
+        self._as: list[str] = []  # what comes before a command
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody").pw_uid
+            self._as = [sys.executable, "-c", _BECOME, str(nobody)]
             # It may not see the folder where packages are; the libraries are found relative to the binaries.
             copy = folder / package.name
             shutil.copytree(package / _BINARIES, copy / _BINARIES)
             shutil.copytree(package.with_suffix(".libs"), copy.with_suffix(".libs"))
             package = copy
-            os.chown(folder, pwd.getpwnam(self._as).pw_uid, -1)
+            os.chown(folder, nobody, -1)
         self._bin = package / _BINARIES / "bin"
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = count()
@@ -46,11 +51,12 @@ class PostgresServer:
         """Returns when it answers. Raises TimeoutError, or RuntimeError with what it said when it ended."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                # Its processes are killed, the machine is not.
-                [self._bin / "postgres", "-D", self._data, "-k", self._folder, "-c", "listen_addresses=", "-F"],
+                # Its processes are killed, the machine is not: -F.
+                self._command(
+                    "postgres", "-D", str(self._data), "-k", str(self._folder), "-c", "listen_addresses=", "-F"
+                ),
                 stdout=log,
                 stderr=log,
-                user=self._as,
                 cwd=self._folder,
             )
         until_s = time.monotonic() + _START_S
@@ -83,10 +89,11 @@ class PostgresServer:
     def _said_to(self, database: str) -> str:
         return f"host={self._folder} user={_USER} dbname={database}"
 
+    def _command(self, name: str, *arguments: str) -> list[str]:
+        return [*self._as, str(self._bin / name), *arguments]
+
     def _run(self, command: str, *arguments: str) -> None:
-        ran = subprocess.run(
-            [self._bin / command, *arguments], capture_output=True, text=True, user=self._as, cwd=self._folder
-        )
+        ran = subprocess.run(self._command(command, *arguments), capture_output=True, text=True, cwd=self._folder)
         if ran.returncode:
             raise RuntimeError(f"{command}: {ran.stdout}{ran.stderr}")
 
