@@ -33,7 +33,7 @@ lint: $(STAMP)
 	@echo "mypy";        $(BIN)/mypy
 
 test: lint  ## everything, from lint to end-to-end tests on a real local cluster
-	@echo "pytest";      $(BIN)/python -m pytest -n 2 --dist loadgroup
+	@echo "pytest";      $(BIN)/python -m pytest
 
 bench: $(STAMP)  ## speed, beside plain Ray Serve in the same run
 	@$(BIN)/python -m tests.benchmarks

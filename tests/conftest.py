@@ -23,12 +23,6 @@ from cluster import lifecycle  # noqa: E402
 from tests.postgres import PostgresServer, postgres_server  # noqa: E402
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Where tests run side by side, one process takes all that need a cluster: there is never more than one."""
-    if item.get_closest_marker("cluster") is not None:
-        item.add_marker(pytest.mark.xdist_group("cluster"))
-
-
 @pytest.fixture(scope="session")
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Writes a line to the terminal at once, past pytest's capture: what takes long is not silent."""
