@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -33,6 +35,19 @@ def open_database(url: str) -> Engine:
             f"the database does not open: {str(error).splitlines()[0]}", hint="Check the `database` setting."
         ) from error
     return engine
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction, committed at the end of the block. Raises StoreUnavailable when the database fails; then nothing
+    was written."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except SQLAlchemyError as error:
+        raise StoreUnavailable(
+            f"the database refused: {str(error).splitlines()[0]}", hint="Nothing was written; try again."
+        ) from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

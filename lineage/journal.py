@@ -11,7 +11,6 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
@@ -42,10 +41,10 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 
 from lineage.chunks import Chunk, head_of
 from lineage.columns import BrokenChunk
+from lineage.database import transaction
 from lineage.errors import FenixError, RequestNotFound, StoreUnavailable
 from lineage.feedback import Feedback, judge
 from lineage.outcomes import Outcome, split_trace_id
@@ -204,7 +203,7 @@ class JournalStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._decoded = _DecodedChunks(MOST_DECODED_BYTES)
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             _METADATA.create_all(connection)
             counters = [{"name": "feedback", "value": 0}, {"name": "chunks", "value": 0}]
             connection.execute(_ignoring(connection, _COUNTERS), counters)
@@ -241,7 +240,7 @@ class JournalStore:
                 }
             )
         if rows:
-            with self._transaction() as connection:
+            with transaction(self._engine) as connection:
                 first = _numbers(connection, "chunks", len(rows))
                 numbered = [{**row, "number": number} for number, row in enumerate(rows, first)]
                 connection.execute(_ignoring(connection, _CHUNKS), numbered)
@@ -252,7 +251,7 @@ class JournalStore:
             run, seq = split_trace_id(trace_id)
         except ValueError:
             return None
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             chunk = self._chunk_with(connection, run, seq)
         return None if chunk is None else chunk.find(seq)
 
@@ -301,7 +300,7 @@ class JournalStore:
             .limit(limit)
         )
         found = []
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             rows = connection.execute(wanted).all()
             for _, run, first_seq in rows:
                 chunk = self._decoded.get((run, first_seq))
@@ -317,14 +316,14 @@ class JournalStore:
     def place(self, learner: str) -> Place | None:
         """What was last saved of a learner; None when nothing was."""
         columns = [_LEARNERS.c[f.name] for f in fields(Place)]
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             row = connection.execute(select(*columns).where(_LEARNERS.c.name == learner)).one_or_none()
         return None if row is None else Place(bytes(row.state), row.chunk_number, row.feedback_number, row.saved_s)
 
     def save_place(self, learner: str, place: Place) -> None:
         """Replaces what was saved of a learner, all at once. When this returns it is durable."""
         values = {f.name: getattr(place, f.name) for f in fields(Place)}
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             changed = connection.execute(update(_LEARNERS).where(_LEARNERS.c.name == learner).values(values))
             if not changed.rowcount:
                 connection.execute(insert(_LEARNERS), [{"name": learner, **values}])
@@ -341,7 +340,7 @@ class JournalStore:
         )
         page = wanted
         while True:
-            with self._transaction() as connection:
+            with transaction(self._engine) as connection:
                 rows = connection.execute(page).all()
             for row in rows:
                 try:
@@ -371,14 +370,14 @@ class JournalStore:
             func.min(_CHUNKS.c.from_s),
             func.max(_CHUNKS.c.to_s),
         )
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             n_chunks, n_requests, n_bytes, from_s, to_s = connection.execute(chunks).one()
             n_feedback = connection.execute(select(func.count()).select_from(_FEEDBACK)).scalar_one()
         return JournalFigures(n_chunks, int(n_requests), int(n_bytes), n_feedback, from_s, to_s)
 
     def _give(self, batch: Sequence[tuple[int, Feedback]], now_s: float, source: str) -> Given:
         """One transaction's worth, each with its place among all."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             found = self._outcomes(connection, [item.trace_id for _, item in batch])
         rows: list[dict[str, Any]] = []
         refused = []
@@ -397,7 +396,7 @@ class JournalStore:
         new: dict[tuple[str, str, str], dict[str, Any]] = {}
         changed: dict[tuple[str, str, str], dict[str, Any]] = {}
         n_changed = 0
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             first = _numbers(connection, "feedback", len(rows))
             stored = self._stored(connection, {row["trace_id"] for row in rows})
             known = {key: row["value"] for key, row in stored.items()}
@@ -427,7 +426,7 @@ class JournalStore:
 
     def _page(self, wanted: Select[Any] | CompoundSelect[Any], since_id: int) -> Page:
         """The feedback that is wanted, with its outcomes."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             rows = connection.execute(wanted).mappings().all()
             found = self._outcomes(connection, [row["trace_id"] for row in rows])
         items = []
@@ -483,7 +482,7 @@ class JournalStore:
         n_gone = 0
         while True:
             old = time_s < before_s
-            with self._transaction() as connection:
+            with transaction(self._engine) as connection:
                 until_s = connection.execute(
                     select(time_s).where(old).order_by(time_s).offset(most).limit(1)
                 ).scalar_one_or_none()
@@ -491,16 +490,6 @@ class JournalStore:
             n_gone += gone.rowcount
             if until_s is None:
                 return n_gone
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StoreUnavailable(
-                f"the database refused: {str(error).splitlines()[0]}", hint="Nothing was written; try again."
-            ) from error
 
 
 class _DecodedChunks:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from sqlalchemy import JSON, Column, Connection, Integer, MetaData, String, Table, delete, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
-from lineage.database import open_database
-from lineage.errors import StoreUnavailable
+from lineage.database import open_database, transaction
 from planner.card_codec import card_to_dict, goal_to_dict, parse_card, parse_goal
 from planner.catalogue import Catalogue, Change
 
@@ -66,13 +62,13 @@ class SqlCatalogueStore(CatalogueStore):
 
     def __init__(self, url: str) -> None:
         self._engine = open_database(url)
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             _METADATA.create_all(connection)
             if connection.execute(select(_EPOCH.c.epoch)).first() is None:
                 connection.execute(insert(_EPOCH).values(id=1, epoch=0))
 
     def load(self) -> Catalogue:
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             epoch = connection.execute(select(_EPOCH.c.epoch)).scalar_one()
             cards = connection.execute(select(_CARDS.c.id, _CARDS.c.body).order_by(_CARDS.c.position)).all()
             goals = connection.execute(select(_GOALS.c.name, _GOALS.c.body).order_by(_GOALS.c.position)).all()
@@ -83,7 +79,7 @@ class SqlCatalogueStore(CatalogueStore):
         )
 
     def write(self, change: Change) -> None:
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             moved = connection.execute(
                 update(_EPOCH).where(_EPOCH.c.epoch == change.epoch - 1).values(epoch=change.epoch)
             )
@@ -97,16 +93,6 @@ class SqlCatalogueStore(CatalogueStore):
                 connection.execute(delete(_CARDS).where(_CARDS.c.id == id_))
             for name in change.removed_goals:
                 connection.execute(delete(_GOALS).where(_GOALS.c.name == name))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StoreUnavailable(
-                f"the database refused: {str(error).splitlines()[0]}", hint="Nothing was written; try again."
-            ) from error
 
     def close(self) -> None:
         """Closes the connections."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Column, Connection, Engine, Float, MetaData, String, Table, delete, func, insert, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Column, Engine, Float, MetaData, String, Table, delete, func, insert, select
 
+from lineage.database import transaction
 from planner.choice.rules import Rule
-from planner.errors import BadRequest, Conflict, NotFound, StoreUnavailable, near
+from planner.errors import BadRequest, Conflict, NotFound, near
 
 MOST_RULES = 1_000
 MOST_CHARS = 512
@@ -38,12 +36,12 @@ class RuleStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             _METADATA.create_all(connection)
 
     def rules(self) -> tuple[StoredRule, ...]:
         """All of them, the oldest first."""
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             rows = connection.execute(select(_RULES).order_by(_RULES.c.added_s, _RULES.c.rule)).all()
         return tuple([StoredRule(Rule.parse(row.rule), row.added_s) for row in rows])
 
@@ -53,7 +51,7 @@ class RuleStore:
         rule = Rule.parse(text)
         if len(str(rule)) > MOST_CHARS:
             raise BadRequest(f"a rule has at most {MOST_CHARS} characters.")
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             for known in connection.execute(select(_RULES).where(_RULES.c.rule == str(rule))):
                 return StoredRule(rule, known.added_s)
             if connection.execute(select(func.count()).select_from(_RULES)).scalar_one() >= MOST_RULES:
@@ -64,17 +62,7 @@ class RuleStore:
     def remove(self, text: str) -> None:
         """Takes a rule back. Raises BadRequest, and NotFound where there is none like it."""
         rule = str(Rule.parse(text))
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             if not connection.execute(delete(_RULES).where(_RULES.c.rule == rule)).rowcount:
                 known = connection.execute(select(_RULES.c.rule)).scalars().all()
                 raise NotFound(f"there is no rule {rule!r}.", hint=near(rule, known))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StoreUnavailable(
-                f"the database refused: {str(error).splitlines()[0]}", hint="Nothing was changed; try again."
-            ) from error

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,10 +23,8 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import SQLAlchemyError
 
-from lineage.database import open_database
-from lineage.errors import StoreUnavailable
+from lineage.database import open_database, transaction
 from planner.rollout.codec import parse_rollout, rollout_to_dict
 from planner.rollout.records import Rollout
 
@@ -143,11 +140,11 @@ class SqlRolloutStore(RolloutStore):
 
     def __init__(self, url: str) -> None:
         self._engine = open_database(url)
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             _METADATA.create_all(connection)
 
     def load(self) -> Known:
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             rows = connection.execute(select(_ROLLOUTS.c.body).where(_ROLLOUTS.c.is_last)).scalars().all()
             reports = {row.gateway: row.number for row in connection.execute(select(_REPORTS))}
             state = {row.name: json.loads(row.value) for row in connection.execute(select(_STATE))}
@@ -161,7 +158,7 @@ class SqlRolloutStore(RolloutStore):
         )
 
     def write(self, changed: Changed) -> None:
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             for rollout in changed.rollouts:
                 _put_rollout(connection, rollout)
             for extension in changed.forgotten:
@@ -178,7 +175,7 @@ class SqlRolloutStore(RolloutStore):
 
     def past(self, extension: str) -> tuple[Rollout, ...]:
         wanted = select(_ROLLOUTS.c.body).where(_ROLLOUTS.c.extension == extension)
-        with self._transaction() as connection:
+        with transaction(self._engine) as connection:
             rows = connection.execute(wanted.order_by(_ROLLOUTS.c.started_s.desc()).limit(KEPT_PAST + 1))
             bodies = rows.scalars().all()
         return tuple(parse_rollout(json.loads(body)) for body in bodies)
@@ -186,16 +183,6 @@ class SqlRolloutStore(RolloutStore):
     def close(self) -> None:
         """Closes the connections."""
         self._engine.dispose()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StoreUnavailable(
-                f"the database refused: {str(error).splitlines()[0]}", hint="Nothing was written; try again."
-            ) from error
 
 
 def _put_rollout(connection: Connection, rollout: Rollout) -> None:
