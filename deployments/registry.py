@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from deployments.actors import ActorHandle, start_actor
+from deployments.followers import WATCH_S, Followers
 from planner.cards import Card, ExtensionId, LatencyProfile
 from planner.catalogue import Catalogue, Change
 from planner.catalogue_store import CatalogueStore, SqlCatalogueStore
@@ -22,7 +23,6 @@ from planner.goals import Goal
 
 ACTOR_NAME = "fenix-catalogue"
 KEPT_CHANGES = 1_000  # a follower further behind gets the whole catalogue
-WATCH_S = 20.0
 
 _log = logging.getLogger("fenix.catalogue")
 
@@ -34,8 +34,7 @@ class Registry:
         self._store = store
         self._catalogue = store.load()
         self._changes: deque[Change] = deque(maxlen=KEPT_CHANGES)
-        self._changed = asyncio.Condition()
-        self._followers: dict[str, tuple[int, float]] = {}  # id -> its epoch, and when it last asked (loop time)
+        self._followers = Followers()
 
     async def put(self, cards: Sequence[Card], goals: Sequence[Goal] = (), replace: bool = False) -> int:
         """Registers cards and goals; returns the new epoch, at which they are durable.
@@ -82,43 +81,23 @@ class Registry:
         counts in `followed`.
         """
         if follower:
-            now_s = asyncio.get_running_loop().time()
-            self._followers = {id_: f for id_, f in self._followers.items() if now_s - f[1] < 2 * WATCH_S}
-            self._followers[follower] = (epoch, now_s)
-            async with self._changed:
-                self._changed.notify_all()
-        if epoch == self._catalogue.epoch:
-            try:
-                async with asyncio.timeout(wait_s), self._changed:
-                    await self._changed.wait_for(lambda: self._catalogue.epoch != epoch)
-            except TimeoutError:
-                return []
+            await self._followers.asked(follower, epoch)
+        if not await self._followers.until(lambda: self._catalogue.epoch != epoch, wait_s):
+            return []
         if self._changes and self._changes[0].epoch <= epoch + 1 <= self._catalogue.epoch:
             return [change for change in self._changes if change.epoch > epoch]
         everything = self._catalogue
         return [Change(everything.epoch, (*everything.cards.values(),), (*everything.goals.values(),), whole=True)]
 
     async def followed(self, epoch: int, wait_s: float) -> bool:
-        """Whether every follower is at `epoch`; waits up to `wait_s` for that. Those gone silent do not count."""
-        now_s = asyncio.get_running_loop().time
-
-        def all_there() -> bool:
-            alive = [at for at, asked_s in self._followers.values() if now_s() - asked_s < WATCH_S + 5.0]
-            return all(at >= epoch for at in alive)
-
-        try:
-            async with asyncio.timeout(wait_s), self._changed:
-                await self._changed.wait_for(all_there)
-        except TimeoutError:
-            return False
-        return True
+        """See `Followers.followed`."""
+        return await self._followers.followed(epoch, wait_s)
 
     async def _write(self, change: Change) -> int:
         self._store.write(change)
         self._catalogue = self._catalogue.apply(change)
         self._changes.append(change)
-        async with self._changed:
-            self._changed.notify_all()
+        await self._followers.tell()
         return change.epoch
 
 

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from deployments.followers import Followers
 from deployments.truths import Answers, judged
 from lineage.journal import Page
 from planner.cards import Card, ExtensionId
@@ -28,7 +29,6 @@ from planner.rollout.store import Changed, RolloutStore, after
 from planner.rollout.traffic import Rules, traffic_of
 
 KEPT_EVENTS = 200
-WATCH_S = 20.0
 SETTLE_S = 2.0  # how long a command waits for the gateways to follow
 STORE_S = 10.0  # how long the store may take for one write
 JUDGED_AT_ONCE = 100  # of feedback, before others have their turn
@@ -91,8 +91,7 @@ class Rollouts:
         self._waiting: dict[str, tuple[int, tuple[Seen, ...]]] = {}  # by gateway, a report that is not stored yet
         self._write_begun: _Write | None = None
         self._writing = asyncio.Lock()
-        self._changed = asyncio.Condition()
-        self._followers: dict[str, tuple[int, float]] = {}  # id -> its version, and when it last asked (loop time)
+        self._followers = Followers()
         self._rules = Rules(name or uuid.uuid4().hex, 1)
         self._rules = self._ruled(1)
 
@@ -271,33 +270,14 @@ class Rollouts:
         itself counts in `followed`."""
         is_mine = keeper == self._rules.keeper
         if follower:
-            now_s = asyncio.get_running_loop().time()
-            self._followers = {id_: f for id_, f in self._followers.items() if now_s - f[1] < 2 * WATCH_S}
-            self._followers[follower] = (version if is_mine else -1, now_s)
-            async with self._changed:
-                self._changed.notify_all()
-        if is_mine and version == self._rules.version:
-            try:
-                async with asyncio.timeout(wait_s), self._changed:
-                    await self._changed.wait_for(lambda: self._rules.version != version)
-            except TimeoutError:
-                pass
+            await self._followers.asked(follower, version if is_mine else -1)
+        if is_mine:
+            await self._followers.until(lambda: self._rules.version != version, wait_s)
         return self._rules
 
     async def followed(self, version: int, wait_s: float) -> bool:
-        """Whether every follower is at `version`; waits up to `wait_s` for that. Those gone silent do not count."""
-        now_s = asyncio.get_running_loop().time
-
-        def all_there() -> bool:
-            alive = [at for at, asked_s in self._followers.values() if now_s() - asked_s < WATCH_S + 5.0]
-            return all(at >= version for at in alive)
-
-        try:
-            async with asyncio.timeout(wait_s), self._changed:
-                await self._changed.wait_for(all_there)
-        except TimeoutError:
-            return False
-        return True
+        """See `Followers.followed`."""
+        return await self._followers.followed(version, wait_s)
 
     # ------------------------------------------------------------------------------------------------- evidence
 
@@ -474,8 +454,7 @@ class Rollouts:
         rules = self._ruled(self._rules.version + 1)
         if (rules.traffic, rules.held) != (self._rules.traffic, self._rules.held):
             self._rules = rules
-            async with self._changed:
-                self._changed.notify_all()
+            await self._followers.tell()
 
     def _ruled(self, version: int) -> Rules:
         traffic = {name: traffic_of(rollout) for name, rollout in self._known.rollouts.items()}

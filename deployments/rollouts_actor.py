@@ -13,9 +13,10 @@ from typing import Any
 from deployments.actors import ActorHandle, start_actor
 from deployments.aliases import AliasKeeper
 from deployments.applications import Installation
+from deployments.followers import WATCH_S
 from deployments.ledger import LedgerClient
 from deployments.registry import CatalogueFollower, RegistryClient
-from deployments.rollouts import WATCH_S, Event, Rollouts, Seen, Shown
+from deployments.rollouts import Event, Rollouts, Seen, Shown
 from lineage.journal import Page
 from planner.cards import ExtensionId
 from planner.catalogue import Catalogue
