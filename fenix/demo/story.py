@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,12 +57,25 @@ SENTENCES = (
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How a goal did on its held-out rows, each of them a request. `n_rows` says how many reached each step."""
+    """How a goal did on its held-out rows, each of them a request: which were `right` (n,), how long each took (n,),
+    the id of the plan that answered it, and how many rows reached each step, by plan and step.
 
-    accuracy: float
-    p50_ms: float
-    p99_ms: float
-    n_rows: Mapping[int, int]
+    Some requests try another plan than the best: that is how the cluster learns.
+    """
+
+    right: Array
+    took_ms: Array
+    plans: tuple[str, ...]
+    n_rows: Mapping[tuple[str, int], int]
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.mean())
+
+    def of(self, plan: str) -> tuple[int, int]:
+        """How many requests a plan answered, and how many of them rightly."""
+        took = np.array([answered == plan for answered in self.plans])
+        return int(took.sum()), int(self.right[took].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +132,9 @@ class Storyteller:
         part, output = task.split.held_out, task.goal.outputs[0].name
         explanation = self.client.plan(sentence=sentence, inputs=_row(task, 0))
         chosen = explanation["chosen"]
-        row = self._telling_row(task, sentence, len(chosen["steps"]))
+        row = self._telling_row(task, sentence, chosen)
         inputs = _row(task, row)
-        started_s = time.perf_counter()
-        answer = self.client.ask(sentence, inputs)
-        took_ms = (time.perf_counter() - started_s) * 1e3
+        answer, took_ms = self._answer(sentence, inputs, chosen["id"])
         self.console.print(f"\n[bold]“{sentence}”[/bold] → goal [bold]{explanation['goal']}[/bold]")
         table = show.plan_table(chosen, answer.steps)
         (image,) = inputs.values()
@@ -136,13 +148,24 @@ class Storyteller:
         given, truth = answer[output][0], task.truth(part)[output][row]
         self.line("answer", f"{output} {given}, {sure}truth {truth}; {took_ms:.1f} ms over HTTP; {found}")
 
-    def _telling_row(self, task: Task, sentence: str, n_steps: int) -> int:
+    def _answer(self, sentence: str, inputs: Mapping[str, Array], plan: str) -> tuple[Result, float]:
+        """The answer by this plan, and the milliseconds it took; asked again where another plan was tried instead."""
+        for _ in range(MOST_TRIED):
+            started_s = time.perf_counter()
+            answer = self.client.ask(sentence, inputs)
+            took_ms = (time.perf_counter() - started_s) * 1e3
+            if answer.plan == plan:
+                break
+        return answer, took_ms
+
+    def _telling_row(self, task: Task, sentence: str, plan: Mapping[str, Any]) -> int:
         """The first held-out row that needs every step of its plan; the first of all when none of the first does.
 
         Asking also opens the connections between gateway and replicas, whose time is no step's fault.
         """
         for row in range(MOST_TRIED):
-            if len(self.client.ask(sentence, _row(task, row)).steps) == n_steps:
+            answer = self.client.ask(sentence, _row(task, row))
+            if answer.plan == plan["id"] and len(answer.steps) == len(plan["steps"]):
                 return row
         return 0
 
@@ -198,18 +221,26 @@ class Storyteller:
             accuracy = float((self._run(branch, task)[end] == part.y).mean())
             rows.append((name, accuracy, sum(costs[step["extension"]] for step in branch)))
         score = self.scores[READ_SCAN.name] = asyncio.run(self._measure(url, task))
-        cost = sum(costs[steps[id_]["extension"]] * n for id_, n in score.n_rows.items()) / len(part)
-        (cheap, *of_cheap), (dear, *of_dear), whole = *rows, ("the cascade", score.accuracy, cost)
+        n_taken, n_right = score.of(plan["id"])
+        if not n_taken:
+            self.console.print("No request took the cascade: what it knows now lets another plan win.")
+            return
+        cost = sum(costs[step["extension"]] * score.n_rows.get((plan["id"], id_), 0) for id_, step in steps.items())
+        cost, accuracy = cost / n_taken, n_right / n_taken
+        (cheap, *of_cheap), (dear, *of_dear), whole = *rows, ("the cascade", accuracy, cost)
         numbers = ("right", "µs of CPU a row", "right answers per CPU second")
         lines = [
             (who, f"{a:.2%}", f"{c * 1e3:.1f}", f"{worth(a, c):,.0f}")
             for who, a, c in ((f"{cheap} alone", *of_cheap), (f"{dear} alone", *of_dear), whole)
         ]
         self.console.print(grid((f"on {len(part)} held-out scans", *numbers), lines, right=numbers))
-        over = [f"{worth(score.accuracy, cost) / worth(*of) - 1:+.1%}" for of in (of_cheap, of_dear)]
+        over = [f"{worth(accuracy, cost) / worth(*of) - 1:+.1%}" for of in (of_cheap, of_dear)]
+        if n_taken < len(part):
+            self.console.print(f"{n_taken} requests took the cascade; the others tried how other plans do.")
+        unsure = score.n_rows.get((plan["id"], ends[1]), 0) / n_taken
         self.console.print(
             f"Accuracy per cost: {over[0]} over {cheap}, {over[1]} over {dear}. Finding the digit costs most, whoever "
-            f"reads it; and only the {score.n_rows.get(ends[1], 0) / len(part):.0%} that {cheap} is unsure of pay more."
+            f"reads it; and only the {unsure:.0%} that {cheap} is unsure of pay more."
         )
 
     def totals(self, url: str) -> bool:
@@ -221,7 +252,7 @@ class Storyteller:
         rows, holds = [], False
         for name, task in self.tasks.items():
             score = self.scores.get(name) or asyncio.run(self._measure(url, task))
-            latency = (f"{score.p50_ms:.1f}", f"{score.p99_ms:.1f}")
+            latency = [f"{ms:.1f}" for ms in np.percentile(score.took_ms, [50, 99])]
             singles = {single: self._single(task, chain) for single, chain in SINGLES.get(name, {}).items()}
             best = max(singles, key=lambda single: singles[single], default="")
             alone = f"{singles[best]:.2%} {best}" if best else ""
@@ -235,8 +266,8 @@ class Storyteller:
     async def _measure(self, url: str, task: Task) -> Score:
         """Every held-out row as a request of its own, over a few connections at once."""
         part, output = task.split.held_out, task.goal.outputs[0].name
-        right, took_ms = np.zeros(len(part), dtype=bool), np.zeros(len(part))
-        n_rows: dict[int, int] = {}
+        right, took_ms, plans = np.zeros(len(part), dtype=bool), np.zeros(len(part)), [""] * len(part)
+        n_rows: Counter[tuple[str, int]] = Counter()
         waiting = iter(range(len(part)))
 
         async def work(client: AsyncClient) -> None:
@@ -244,15 +275,14 @@ class Storyteller:
                 started_s = time.perf_counter()
                 answer: Result = await client.ask(task.goal.examples[0], _row(task, row))
                 took_ms[row] = (time.perf_counter() - started_s) * 1e3
-                right[row] = answer[output][0] == part.y[row]
+                right[row], plans[row] = answer[output][0] == part.y[row], answer.plan
                 for times in answer.steps:
-                    n_rows[times["step"]] = n_rows.get(times["step"], 0) + times["n_rows"]
+                    n_rows[answer.plan, times["step"]] += times["n_rows"]
                 self.doing(f"{task.goal.name}: {row + 1} of {len(part)} requests")
 
         async with AsyncClient(url) as client:
             await asyncio.gather(*(work(client) for _ in range(CONNECTIONS)))
-        p50_ms, p99_ms = np.percentile(took_ms, [50, 99])
-        return Score(float(right.mean()), float(p50_ms), float(p99_ms), n_rows)
+        return Score(right, took_ms, tuple(plans), n_rows)
 
     def _single(self, task: Task, extensions: Sequence[str]) -> float:
         """The held-out accuracy of a chain of extensions, each asked by its own name."""

@@ -94,12 +94,14 @@ sys.exit(demo.main())
 
 @cluster
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_stops_what_it_started(folder: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "moment"), [(signal.SIGINT, "Starting Serve"), (signal.SIGTERM, "Starting Ray and MLflow")]
+)
+def test_an_interrupted_demo_stops_what_it_started(folder: Path, number: signal.Signals, moment: str) -> None:
     with _start(folder) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
-            if "Starting Serve" in line:
+            if moment in line:
                 demo.send_signal(number)
     assert demo.returncode == 130
     assert not _processes_of(folder)
