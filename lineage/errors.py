@@ -76,3 +76,31 @@ class RequestNotFound(FenixError):
 
     status = 404
     grpc_status = "NOT_FOUND"
+
+
+class LineageRefused(FenixError):
+    """A version or edge of the lineage that is malformed or ambiguous. HTTP 400, gRPC INVALID_ARGUMENT."""
+
+    status = 400
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class UnknownVersion(FenixError):
+    """The lineage graph has no such version. HTTP 404, gRPC NOT_FOUND. Add the parents before their children."""
+
+    status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class LineageConflict(FenixError):
+    """The lineage knows this version, edge or name with other content, which stays. HTTP 409, gRPC ALREADY_EXISTS."""
+
+    status = 409
+    grpc_status = "ALREADY_EXISTS"
+
+
+class LineageCycle(FenixError):
+    """An edge that would make a version its own ancestor. HTTP 422, gRPC FAILED_PRECONDITION. Nothing was written."""
+
+    status = 422
+    grpc_status = "FAILED_PRECONDITION"

@@ -7,6 +7,10 @@ FenixError                         500  INTERNAL             (lineage/errors.py)
 ├── FeedbackRefused                400  INVALID_ARGUMENT     (lineage/errors.py)
 ├── NotYourRequest                 403  PERMISSION_DENIED    (lineage/errors.py)
 ├── RequestNotFound                404  NOT_FOUND            (lineage/errors.py)
+├── LineageRefused                 400  INVALID_ARGUMENT     (lineage/errors.py)
+├── UnknownVersion                 404  NOT_FOUND            (lineage/errors.py)
+├── LineageConflict                409  ALREADY_EXISTS       (lineage/errors.py)
+├── LineageCycle                   422  FAILED_PRECONDITION  (lineage/errors.py)
 ├── BadRequest                     400  INVALID_ARGUMENT     the client sent something wrong
 │   ├── BadInput                   400                       an input tensor: name, type, shape or value
 │   ├── BadTerms                   400                       terms that are unknown, ill-typed or contradictory
@@ -41,10 +45,14 @@ from lineage.errors import (
     ArtifactRefused,
     FeedbackRefused,
     FenixError,
+    LineageConflict,
+    LineageCycle,
+    LineageRefused,
     ModelNotFound,
     NotYourRequest,
     RequestNotFound,
     StoreUnavailable,
+    UnknownVersion,
 )
 
 __all__ = [
@@ -65,6 +73,9 @@ __all__ = [
     "ExtensionUnavailable",
     "FeedbackRefused",
     "FenixError",
+    "LineageConflict",
+    "LineageCycle",
+    "LineageRefused",
     "ModelNotFound",
     "NoPlan",
     "NotFound",
@@ -75,6 +86,7 @@ __all__ = [
     "StepFailed",
     "StoreUnavailable",
     "TermsUnmet",
+    "UnknownVersion",
     "Unsure",
     "WrongMedia",
     "WrongMethod",
