@@ -1,6 +1,12 @@
 """The lineage graph: which model version was made from which others, how, on what data, and how well that went.
 
 records.py     the nouns: versions, signatures of training data, edges
+
+tensors.py     parameters, kept once per distinct tensor
+blobs.py       where their bytes are kept
+differences.py what became of each tensor from one version to another
+parentage.py   whether weights bear out a claimed edge
+rounding.py    whether one tensor is another, rounded
 """
 
 from lineage.graph.records import (

@@ -220,7 +220,7 @@ class TensorStore:
 
     def _put(self, raws: Mapping[str, _Raw]) -> Manifest:
         if _METADATA in raws:
-            raise ArtifactRefused(f"a tensor cannot be called {_METADATA!r}: safetensors files keep other things there.")
+            raise ArtifactRefused(f"a tensor cannot be called {_METADATA!r}: that is where safetensors keeps notes.")
         refs = {name: TensorRef(_sha256(raw), raw.dtype, raw.shape) for name, raw in raws.items()}
         manifest = Manifest(_content(raws), refs)
         self._blobs.write({_tensor_key(refs[name]): (_header({_ONE: refs[name]}), raws[name].data) for name in raws})
@@ -261,7 +261,7 @@ def _raw(name: str, array: Array) -> _Raw:
         raise ArtifactRefused(f"tensor {name!r} has dtype {array.dtype}; weights are booleans, integers or floats.")
     shape = array.shape  # before the next line, which makes a scalar a row of one
     flat = np.ascontiguousarray(array, _NUMPY[dtype]).reshape(-1)
-    return _Raw(dtype, shape, memoryview(flat.view(np.uint8)))
+    return _Raw(dtype, shape, flat.view(np.uint8).data)
 
 
 def _raw_of_file(path: Path) -> dict[str, _Raw]:
