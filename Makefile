@@ -33,7 +33,8 @@ lint: $(STAMP)
 	@echo "mypy";        $(BIN)/mypy
 
 test: lint  ## everything, from lint to end-to-end tests on a real local cluster
-	@echo "pytest";      $(BIN)/python -m pytest
+	@echo "pytest, two at a time";  $(BIN)/python -m pytest -m "not cluster and not alone" -n 2 --dist loadfile
+	@echo "pytest, one at a time";  $(BIN)/python -m pytest -m "cluster or alone"
 
 bench: $(STAMP)  ## speed, beside plain Ray Serve in the same run
 	@$(BIN)/python -m tests.benchmarks

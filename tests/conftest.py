@@ -13,8 +13,10 @@ from hypothesis import settings
 
 from cluster import flags
 
-# How long an example takes depends on what else the machine does: no test may fail for it.
-settings.register_profile("fenix", deadline=None)
+# How long an example takes depends on what else the machine does: no test may fail for it. Other examples are drawn
+# in each run; `pytest --hypothesis-profile=thorough` draws many in one.
+settings.register_profile("fenix", deadline=None, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=1_000)
 settings.load_profile("fenix")
 
 # Before any test module imports Ray: it reads its flags at import.

@@ -14,7 +14,7 @@ from tests.planner.exhaustive import TooMany, Whole, all_plans, check
 from tests.planner.worlds import worlds
 
 slow = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
 )
 
 
