@@ -26,7 +26,7 @@ from planner.rollout import rollout as steps
 from planner.rollout.records import Decision, Observation, Pairs, Rollout, RolloutPlan
 from planner.rollout.rollout import decide, follow, observe, settled
 from planner.rollout.store import Changed, RolloutStore, after
-from planner.rollout.traffic import Rules, traffic_of
+from planner.rollout.traffic import Rules, rules_of
 
 KEPT_EVENTS = 200
 SETTLE_S = 2.0  # how long a command waits for the gateways to follow
@@ -457,9 +457,7 @@ class Rollouts:
             await self._followers.tell()
 
     def _ruled(self, version: int) -> Rules:
-        traffic = {name: traffic_of(rollout) for name, rollout in self._known.rollouts.items()}
-        held = frozenset(map(ExtensionId, self._known.held))
-        return Rules(self._rules.keeper, version, traffic, held)
+        return rules_of(self._known.rollouts.values(), self._known.held, self._rules.keeper, version)
 
     async def _shown(self, extension: str) -> Shown:
         followed = await self.followed(self._rules.version, SETTLE_S)

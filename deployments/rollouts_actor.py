@@ -8,7 +8,7 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from deployments.actors import ActorHandle, start_actor
 from deployments.aliases import AliasKeeper
@@ -20,10 +20,10 @@ from deployments.rollouts import Event, Rollouts, Seen, Shown
 from lineage.journal import Page
 from planner.cards import ExtensionId
 from planner.catalogue import Catalogue
-from planner.errors import ClusterDown, FenixError, StoreUnavailable
+from planner.errors import ClusterDown, Conflict, FenixError
 from planner.rollout.records import Rollout, RolloutPlan
 from planner.rollout.store import SqlRolloutStore
-from planner.rollout.traffic import Rules
+from planner.rollout.traffic import Rules, rules_of
 
 ACTOR_NAME = "fenix-rollouts"
 PACE_S = 1.0
@@ -32,6 +32,7 @@ RIPE_S = 3.0  # feedback counts so long after it came: what the other version wo
 SELDOM_S = 5.0  # where none comes, looking for some goes through a million rows in 0.3 s
 MOST_TOLD = 5_000  # of feedback at once
 _log = logging.getLogger("fenix.rollouts")
+_T = TypeVar("_T")
 
 
 class RolloutsActor:
@@ -60,8 +61,9 @@ class RolloutsActor:
             return error.with_traceback(None)
         except Exception as error:
             _log.exception("the rollouts could not %s", method)
-            return StoreUnavailable(
-                f"the rollouts failed ({type(error).__name__}: {error}).", hint="Nothing was changed."
+            return FenixError(
+                f"the rollouts failed ({type(error).__name__}: {error}).",
+                hint="Nothing was changed. This is a defect; the log of their actor says where.",
             )
 
     async def _opened(self) -> Rollouts:
@@ -161,27 +163,27 @@ class RolloutsClient:
         self, extension: str, version: str, plan: RolloutPlan | None = None, champion: str = "", by: str = ""
     ) -> Shown:
         """See `Rollouts.start`."""
-        return await self._shown("start", extension, version, plan, champion, by)
+        return await self._shown("start", by, extension, version, plan, champion, by)
 
     async def promote(self, extension: str, version: str = "", by: str = "", reason: str = "by hand") -> Shown:
         """See `Rollouts.promote`."""
-        return await self._shown("promote", extension, version, by, reason)
+        return await self._shown("promote", by, extension, version, by, reason)
 
     async def roll_back(self, extension: str, to: str = "", by: str = "", reason: str = "by hand") -> Shown:
         """See `Rollouts.roll_back`."""
-        return await self._shown("roll_back", extension, to, by, reason)
+        return await self._shown("roll_back", by, extension, to, by, reason)
 
     async def pause(self, extension: str, by: str = "") -> Shown:
         """See `Rollouts.pause`."""
-        return await self._shown("pause", extension, by)
+        return await self._shown("pause", by, extension, by)
 
     async def resume(self, extension: str, by: str = "") -> Shown:
         """See `Rollouts.resume`."""
-        return await self._shown("resume", extension, by)
+        return await self._shown("resume", by, extension, by)
 
     async def abort(self, extension: str, by: str = "", reason: str = "by hand") -> Shown:
         """See `Rollouts.abort`."""
-        return await self._shown("abort", extension, by, reason)
+        return await self._shown("abort", by, extension, by, reason)
 
     async def hold(self, versions: Sequence[ExtensionId]) -> None:
         """See `Rollouts.hold`."""
@@ -216,18 +218,38 @@ class RolloutsClient:
         """See `Rollouts.report`. Tried once; doing it again is safe."""
         await self._once("report", (gateway, number, tuple(seen), tuple(answers)), self._timeout_s)
 
-    async def _shown(self, method: str, *arguments: Any) -> Shown:
-        shown: Shown = await self._patiently(method, *arguments)
-        return shown
+    async def _shown(self, method: str, by: str, extension: str, *arguments: Any) -> Shown:
+        """The command, done once. Its reply may be lost and the command be done all the same: then it is a Conflict the
+        second time, and what stands there is the answer."""
+        tries = 0
+
+        async def command(left_s: float) -> Shown:
+            nonlocal tries
+            tries += 1
+            shown: Shown = await self._once(method, (extension, *arguments), left_s)
+            return shown
+
+        try:
+            return await self._until_answered(command)
+        except Conflict:
+            if tries == 1:
+                raise
+            shown, *_ = await self.show(extension)
+            if not _is_done(shown.rollout, method, by):
+                raise
+            return shown
 
     async def _patiently(self, method: str, *arguments: Any) -> Any:
-        """Trying again is safe: what was done already is a Conflict the second time, or changes nothing."""
+        """For what changes nothing the second time."""
+        return await self._until_answered(lambda left_s: self._once(method, arguments, left_s))
+
+    async def _until_answered(self, ask: Callable[[float], Awaitable[_T]]) -> _T:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self._timeout_s
         pause_s = 0.05
         while True:
             try:
-                return await self._once(method, arguments, until_s - loop.time())
+                return await ask(until_s - loop.time())
             except ClusterDown:
                 if loop.time() + pause_s > until_s:
                     raise
@@ -241,19 +263,41 @@ class RolloutsClient:
         return reply
 
 
+def _is_done(rollout: Rollout, method: str, by: str) -> bool:
+    """Whether the last that happened to a rollout is this command. Going back where there was no rollout yet is noted
+    as a promotion."""
+    last = rollout.history[-1]
+    is_it = last.action == method or (method, last.action) == ("roll_back", "promote")
+    return is_it and last.by == (by or "operator")
+
+
+def stored_rules(database_url: str) -> Rules:
+    """The rules as the database has them, for who finds nobody to ask. Raises StoreUnavailable."""
+    store = SqlRolloutStore(database_url)
+    try:
+        known = store.load()
+    finally:
+        store.close()
+    return rules_of(known.rollouts.values(), known.held)
+
+
 class RulesFollower:
     """Keeps the rules current in this process."""
 
-    def __init__(self, client: RolloutsClient, changed: Callable[[Rules], None]) -> None:
+    def __init__(
+        self, client: RolloutsClient, changed: Callable[[Rules], None], stored: Callable[[], Rules] | None = None
+    ) -> None:
+        """`stored` reads the rules, on a thread, where nobody tells them."""
         self._client = client
         self._changed = changed
+        self._stored = stored
         self._task: asyncio.Task[None] | None = None
         self._id = uuid.uuid4().hex
         self.rules = Rules()
 
     async def start(self, within_s: float = 10.0) -> None:
-        """Fetches the rules, then follows them until `stop`. When nobody answers within `within_s` it begins without:
-        requests are answered all the same."""
+        """Fetches the rules, then follows them until `stop`. When nobody answers within `within_s` it begins with those
+        that are stored, or, where not even these can be had, without: requests are answered all the same."""
         try:
             async with asyncio.timeout(within_s):
                 while not self.rules.keeper:
@@ -262,10 +306,22 @@ class RulesFollower:
                     except FenixError:
                         await asyncio.sleep(0.1)
         except TimeoutError:
-            _log.warning("nobody says who is on trial: all versions serve until somebody does")
+            await self._take_stored(within_s)
         self._task = asyncio.get_running_loop().create_task(
             self._follow(), name="rules-follower", context=contextvars.Context()
         )
+
+    async def _take_stored(self, within_s: float) -> None:
+        if self._stored is not None:
+            try:
+                async with asyncio.timeout(within_s):
+                    self._take(await asyncio.to_thread(self._stored))
+            except (FenixError, TimeoutError) as error:
+                _log.warning("the rules cannot be read: %s", error)
+            else:
+                _log.warning("nobody says who is on trial: what is stored holds until somebody does")
+                return
+        _log.warning("nobody says who is on trial: all versions serve until somebody does")
 
     def alive(self) -> bool:
         """Whether someone keeps them current; for the health check of the owner."""
@@ -278,7 +334,7 @@ class RulesFollower:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _take(self, rules: Rules) -> None:
-        if (rules.keeper, rules.version) != (self.rules.keeper, self.rules.version):
+        if (rules.keeper, rules.version) != (self.rules.keeper, self.rules.version) or not rules.keeper:
             self._changed(rules)
             self.rules = rules  # only now: `followed` tells others that requests are shared out so
 

@@ -31,7 +31,7 @@ from deployments.gateway.tally import Tally
 from deployments.inline import InlineHost
 from deployments.ledger import LedgerClient
 from deployments.registry import CatalogueFollower, RegistryClient
-from deployments.rollouts_actor import RolloutsClient, RulesFollower
+from deployments.rollouts_actor import RolloutsClient, RulesFollower, stored_rules
 from deployments.serve_calls import ServeCalls
 from deployments.steward import StewardClient
 from planner.breakers import Standing
@@ -81,7 +81,7 @@ class Gateway:
             self._notes_for(installation),
             rollouts.chooser_for,
         )
-        self._rules = RulesFollower(RolloutsClient(), rollouts.follow)
+        self._rules = RulesFollower(RolloutsClient(), rollouts.follow, lambda: stored_rules(installation.database_url))
         await self._rules.start()
         if self._choosing is not None:
             await self._choosing.start()

@@ -261,6 +261,8 @@ def _history(data: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _value(finding: Mapping[str, Any], of: str) -> str:
     value = finding[of]
+    if not finding[f"n_{of}"]:
+        return ""
     return f"{value:.2f} ms" if finding["test"].startswith("latency") else f"{100 * value:.2f} %"
 
 

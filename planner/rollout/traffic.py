@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from planner.cards import Card, ExtensionId
@@ -47,6 +47,13 @@ class Rules:
     version: int = 0
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     held: frozenset[ExtensionId] = frozenset()
+
+
+def rules_of(rollouts: Iterable[Rollout], held: Iterable[str], keeper: str = "", version: int = 0) -> Rules:
+    """The rules that follow from the last rollout of each extension, and from who is held."""
+    return Rules(
+        keeper, version, {one.extension: traffic_of(one) for one in rollouts}, frozenset(map(ExtensionId, held))
+    )
 
 
 def withheld(rules: Rules, catalogue: Catalogue, parts_of: PartsOf) -> frozenset[ExtensionId]:

@@ -6,23 +6,24 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from deployments.rollouts import Rollouts, Shown, shares_of
-from deployments.rollouts_actor import RolloutsClient, RulesFollower
+from deployments.rollouts_actor import RolloutsActor, RolloutsClient, RulesFollower, stored_rules
 from deployments.truths import Answers
 from lineage.feedback import Feedback
 from lineage.journal import Joined, Page
 from lineage.outcomes import Kept, Outcome, Setting
 from planner.cards import Card, ExtensionId
 from planner.catalogue import Catalogue
-from planner.errors import BadRequest, Conflict, NotFound, StoreUnavailable
+from planner.errors import BadRequest, ClusterDown, Conflict, FenixError, NotFound, StoreUnavailable
 from planner.rollout.latencies import Latencies
 from planner.rollout.records import Observation, Pairs, RolloutPlan, RolloutStep
-from planner.rollout.store import Changed, MemoryRolloutStore
+from planner.rollout.store import Changed, MemoryRolloutStore, SqlRolloutStore
 from planner.rollout.traffic import Rules
 from tests.lineage.outcomes import chunk, trace
 from tests.planner.doubles import card
@@ -548,3 +549,103 @@ def test_observations_of_one_version_alone_count_too() -> None:
         assert (errors.champion, errors.challenger) == (0.1, 0.9)
 
     drive(scenario)
+
+
+class LossyDesk(RolloutsClient):
+    """Asks these rollouts, and loses the first replies of those that change something."""
+
+    def __init__(self, rollouts: Rollouts, n_lost: int = 1) -> None:
+        super().__init__(timeout_s=5.0)
+        self._rollouts = rollouts
+        self._n_lost = n_lost
+
+    async def _once(self, method: str, arguments: tuple[Any, ...], timeout_s: float) -> Any:
+        reply = await getattr(self._rollouts, method)(*arguments)
+        if method not in ("show", "status") and self._n_lost > 0:
+            self._n_lost -= 1
+            raise ClusterDown("the reply is lost")
+        return reply
+
+
+def test_a_command_whose_reply_was_lost_is_done_once_and_answered() -> None:
+    async def scenario(house: House) -> None:
+        shown = await LossyDesk(house.rollouts).start("digits", "2", PLAN, by="ann")
+        assert (shown.rollout.challenger, len(shown.rollout.history)) == ("2", 1)
+        shown = await LossyDesk(house.rollouts).pause("digits", by="ann")
+        assert shown.rollout.paused
+        shown = await LossyDesk(house.rollouts).promote("digits", by="ann")
+        assert shown.rollout.champion == "2"
+        shown = await LossyDesk(house.rollouts).roll_back("digits", by="ann")
+        assert (shown.rollout.champion, shown.rollout.history[-1].action) == ("1", "roll_back")
+
+    drive(scenario)
+
+
+def test_a_reply_that_was_lost_does_not_make_another_ones_command_mine() -> None:
+    async def scenario(house: House) -> None:
+        await house.rollouts.start("digits", "2", PLAN, by="bob")
+        with pytest.raises(Conflict, match="has a rollout already"):
+            await LossyDesk(house.rollouts, 0).start("digits", "2", PLAN, by="bob")
+
+        class Deaf(LossyDesk):
+            async def _once(self, method: str, arguments: tuple[Any, ...], timeout_s: float) -> Any:
+                if self._n_lost:
+                    self._n_lost -= 1
+                    raise ClusterDown("not even asked")
+                return await super()._once(method, arguments, timeout_s)
+
+        with pytest.raises(Conflict, match="has a rollout already"):
+            await Deaf(house.rollouts).start("digits", "2", PLAN, by="ann")
+
+    drive(scenario)
+
+
+def test_who_finds_nobody_to_tell_the_rules_goes_by_those_that_are_stored(tmp_path: Path) -> None:
+    async def run() -> None:
+        url = f"sqlite:///{tmp_path}/fenix.db"
+        store = SqlRolloutStore(url)
+        catalogue = Catalogue.of((digits("1"), digits("2")))
+        rollouts = Rollouts(store, lambda: catalogue, lambda: 1_000.0)
+        await rollouts.start("digits", "2", PLAN)
+        await rollouts.hold([ExtensionId("b@1")], 0.0)
+        store.close()
+
+        class Away(RolloutsClient):
+            async def since(self, keeper: str, version: int, wait_s: float, follower: str = "") -> Rules:
+                raise ClusterDown("away")
+
+        taken: list[Rules] = []
+        follower = RulesFollower(Away(), taken.append, lambda: stored_rules(url))
+        await follower.start(within_s=0.2)
+        assert follower.alive()
+        await follower.stop()
+        (rules,) = taken
+        assert (rules.traffic["digits"].champion, rules.traffic["digits"].challenger) == ("1", "2")
+        assert rules.held == {"b@1"}
+
+        without = RulesFollower(Away(), taken.append, lambda: stored_rules(f"sqlite:///{tmp_path}/fenix.db/under.db"))
+        await without.start(within_s=0.2)
+        await without.stop()
+        assert len(taken) == 1
+
+    asyncio.run(run())
+
+
+def test_a_defect_is_told_as_one_so_that_nobody_tries_for_ever() -> None:
+    async def run() -> None:
+        actor = object.__new__(RolloutsActor)
+
+        async def opened() -> Any:
+            class Broken:
+                async def report(self) -> None:
+                    raise KeyError("x")
+
+            return Broken()
+
+        actor._opened = opened  # type: ignore[method-assign]
+        reply = await actor.call("report", ())
+        assert isinstance(reply, FenixError)
+        assert not isinstance(reply, StoreUnavailable)
+        assert "KeyError" in reply.message
+
+    asyncio.run(run())
