@@ -6,7 +6,6 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from lineage.errors import LineageRefused
@@ -18,6 +17,8 @@ from lineage.graph.records import (
     Moments,
     Version,
 )
+
+_MOMENTS = tuple(Moments.__dataclass_fields__)
 
 
 def version_to_dict(version: Version, *, sketches: bool = True) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def signature_from_bytes(body: bytes) -> DataSignature:
 
 def _column_to_dict(column: Column, sketches: bool) -> dict[str, Any]:
     made: dict[str, Any] = {"name": column.name, "datatype": column.datatype, "shape": list(column.shape)}
-    made["moments"] = column.moments and asdict(column.moments)
+    made["moments"] = column.moments and dict(zip(_MOMENTS, column.moments.values, strict=True))
     if sketches:
         made["sketch"] = base64.b64encode(column.sketch).decode()
     return made
@@ -106,8 +107,7 @@ def _column_to_dict(column: Column, sketches: bool) -> dict[str, Any]:
 def _parse_column(value: Mapping[str, Any]) -> Column:
     fields = _fields(value, "a column", {"name", "datatype"}, {"shape", "moments", "sketch"})
     if fields.get("moments") is not None:
-        names = set(Moments.__dataclass_fields__)
-        fields["moments"] = Moments(**_fields(fields["moments"], "the moments", {"n_values"}, names))
+        fields["moments"] = Moments(**_fields(fields["moments"], "the moments", {"n_values"}, set(_MOMENTS)))
     sketch = fields.get("sketch", b"")
     if not isinstance(sketch, bytes):
         try:

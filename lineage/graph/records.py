@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NewType
 
@@ -71,6 +71,20 @@ class Moments:
             value = getattr(self, name)
             _set(self, name, None if value is None else _number(value, name))
 
+    @property
+    def values(self) -> tuple[int | float | None, ...]:
+        """All of them, in the order above. (`dataclasses.astuple` takes ten times as long.)"""
+        return (
+            self.n_values,
+            self.n_missing,
+            self.mean,
+            self.variance,
+            self.skewness,
+            self.kurtosis,
+            self.minimum,
+            self.maximum,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -121,7 +135,7 @@ class DataSignature:
         """The hash of all that the signature says, sketches included."""
         whole = hashlib.sha256(f"{self.dataset}\0{self.n_rows}\0".encode())
         for column in self.columns:
-            moments = column.moments and astuple(column.moments)
+            moments = column.moments and column.moments.values
             head = [column.name, column.datatype, column.shape, moments, len(column.sketch)]
             whole.update(f"{json.dumps(head)}\0".encode() + column.sketch)
         return SignatureId(whole.hexdigest())

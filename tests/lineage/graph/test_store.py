@@ -18,7 +18,7 @@ from lineage.graph.memory import MemoryLineageStore
 from lineage.graph.records import Edge, EdgeKind, Version
 from lineage.graph.sql import SqlLineageStore
 from lineage.graph.store import LineageStore
-from tests.lineage.graph.families import data, dataset_id, edge, families, version, version_id
+from tests.lineage.graph.making import data, dataset_id, edge, families, version, version_id
 from tests.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[3]

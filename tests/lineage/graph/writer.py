@@ -11,7 +11,7 @@ import sys
 
 from lineage.errors import LineageCycle
 from lineage.graph.sql import SqlLineageStore
-from tests.lineage.graph.families import edge, version
+from tests.lineage.graph.making import edge, version
 
 
 def main(url: str, what: str, n: int) -> None:
