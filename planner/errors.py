@@ -7,6 +7,14 @@ FenixError                         500  INTERNAL             (lineage/errors.py)
 ├── FeedbackRefused                400  INVALID_ARGUMENT     (lineage/errors.py)
 ├── NotYourRequest                 403  PERMISSION_DENIED    (lineage/errors.py)
 ├── RequestNotFound                404  NOT_FOUND            (lineage/errors.py)
+├── RepairRefused                  422  FAILED_PRECONDITION  (repair/errors.py)
+│   ├── NoParameterSpace           422                       trees and remote models: there is nothing to subtract
+│   ├── ParametersDiffer           422                       pruned, quantised or distilled versions
+│   ├── WeightsBroken              422                       weights that are not finite
+│   ├── Diverged                   422                       a refinement that did not stay finite
+│   └── TruthLacking               422                       too few labelled rows, or of one class only
+├── LabelRefused                   400  INVALID_ARGUMENT     (repair/errors.py)
+├── LabelItemNotFound              404  NOT_FOUND            (repair/errors.py)
 ├── LineageRefused                 400  INVALID_ARGUMENT     (lineage/errors.py)
 ├── UnknownVersion                 404  NOT_FOUND            (lineage/errors.py)
 ├── LineageConflict                409  ALREADY_EXISTS       (lineage/errors.py)

@@ -122,11 +122,13 @@ def diagnose(
 @dataclass(frozen=True, slots=True)
 class Ancestor:
     """A version that the drifted one grew from: `drift` is the score of the current data against *its* training
-    distribution (NaN: cannot tell), `health` whether it did well where it was used."""
+    distribution (NaN: cannot tell), `health` whether it did well where it was used, `accuracy` how well when it was
+    made, where that is known."""
 
     version: str
     drift: float
     health: Health = "unknown"
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from repair.gate import (
     judge,
 )
 from repair.picking import PickPlan, pick
-from repair.refine import RefinePlan, one_epoch, refine
+from repair.refine import LabelledRows, RefinePlan, one_epoch, refine
 from repair.search import SearchPlan, search
 from repair.torch_model import TorchModel
 from repair.vectors import Array, Parameters, apply, check_finite, repair_vector
@@ -63,14 +63,14 @@ class RepairPlan:
 
     `budget` labels in all; `n_validation` and `n_held_out` rows at random come first, the former to choose the scale
     and later to learn from, the latter for the gate alone; then `per_round` a round. `n_ancestors` of the nearest are
-    tried on validation rows. Asking ends early when the winner's held-out accuracy is within `tolerance` of what it was
-    before the drift.
+    tried on validation rows. Asking ends early when the winner's held-out accuracy is within `tolerance` of what
+    the drifted version and its ancestor had when they were healthy.
     """
 
     budget: int = 200
     n_validation: int = 40
     n_held_out: int = 60
-    per_round: int = 50
+    per_round: int = 100
     n_ancestors: int = 3
     tolerance: float = 0.01
     statistics_rows: int = 512
@@ -81,21 +81,13 @@ class RepairPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledRows:
-    """Rows, shape (n, ...), and their labels as class numbers, shape (n,)."""
-
-    rows: Array
-    labels: Array
-
-
-@dataclass(frozen=True, slots=True)
 class Case:
     """All that the repair may look at. The same rows in the same order at each step; `labels` may grow.
 
     `rows` (n, ...) are recent and unlabelled, `labels` what is known of them by row number. `parameters` gives those of
     a version (raises NoParameterSpace), `probabilities` what a version says of rows, (n, n_classes), for versions that
     are not of `model`. `ancestors` come nearest first. `slices` are rows on which a repair may not lose; `replay` are
-    older labelled rows, by version, that were gathered when that version was made.
+    older labelled rows of the lineage, which a refinement sees beside the new ones.
     """
 
     rows: Array
@@ -110,7 +102,7 @@ class Case:
     accuracy_before: float | None = None
     accuracy_now: float | None = None
     slices: Mapping[str, LabelledRows] = field(default_factory=dict)
-    replay: Mapping[str, LabelledRows] = field(default_factory=dict)
+    replay: LabelledRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +284,7 @@ def _gate(state: RepairState, case: Case, plan: RepairPlan) -> RepairState:
     verdict = judge(labels, candidates, _slices(state, case), plan.gate)
     state = replace(state, winner=verdict.winner, passed=verdict.passed)
     more = case.model is not None and not verdict.passed and state.n_labels < min(plan.budget, len(case.rows))
-    if more and _is_well(verdict, case, plan):
+    if more and _is_well(state, verdict, case, plan):
         more = False
     said = {**verdict.plain(), "n_labels": state.n_labels, "round": state.round}
     return _done(state, Step.GATE, Step.LABELS if more else Step.REGISTER, said)
@@ -323,19 +315,18 @@ def _labels(state: RepairState, case: Case, plan: RepairPlan) -> RepairState:
 
 def _refine(state: RepairState, case: Case, plan: RepairPlan) -> RepairState:
     assert case.model is not None
-    rows, labels = _labelled((*state.validation, *state.informative), case)
+    fresh = LabelledRows(*_labelled((*state.validation, *state.informative), case))
     seed = int(_rng(state, "refine").integers(1 << 31))
     start = case.artifacts.get(state.made[START])
-    older = case.replay.get(state.ancestor or "")
-    said: dict[str, Any] = {"n_labels": len(labels)}
+    said: dict[str, Any] = {"n_labels": len(fresh), "n_replayed": len(case.replay) if case.replay else 0}
     try:
-        refined = refine(case.model, start, *_with(rows, labels, older), plan.refine, seed=seed)
+        refined = refine(case.model, start, fresh, plan.refine, seed=seed, replay=case.replay)
         state = _put(state, case, REPAIRED, refined.parameters)
         said["refinement"] = refined.plain()
     except RepairRefused as error:
         said["refused"] = error.message
     try:
-        tuned = one_epoch(case.model, case.parameters(state.drifted), rows, labels, seed=seed)
+        tuned = one_epoch(case.model, case.parameters(state.drifted), fresh, seed=seed)
         state = _put(state, case, FINE_TUNED, tuned)
     except RepairRefused as error:
         said["fine_tune_refused"] = error.message
@@ -409,20 +400,15 @@ def _by_votes(state: RepairState, case: Case) -> str | None:
     return max(n_right, key=lambda version: n_right[version], default=None)
 
 
-def _is_well(verdict: Verdict, case: Case, plan: RepairPlan) -> bool:
-    before = case.accuracy_before
-    return before is not None and verdict.shares[verdict.winner].value >= before - plan.tolerance
+def _is_well(state: RepairState, verdict: Verdict, case: Case, plan: RepairPlan) -> bool:
+    known = [one.accuracy for one in case.ancestors if one.version == state.ancestor]
+    healthy = [accuracy for accuracy in (case.accuracy_before, *known) if accuracy is not None]
+    return bool(healthy) and verdict.shares[verdict.winner].value >= max(healthy) - plan.tolerance
 
 
 def _labelled(numbers: Sequence[int], case: Case) -> tuple[Array, Array]:
     at = np.asarray(numbers, dtype=np.int64)
     return case.rows[at], np.asarray([case.labels[row] for row in numbers], dtype=np.int64)
-
-
-def _with(rows: Array, labels: Array, older: LabelledRows | None) -> tuple[Array, Array]:
-    if older is None or not len(older.rows):
-        return rows, labels
-    return np.concatenate([rows, older.rows]), np.concatenate([labels, older.labels])
 
 
 def _rng(state: RepairState, purpose: str) -> np.random.Generator:

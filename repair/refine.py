@@ -1,14 +1,15 @@
-"""Small steps with a few labels, from the best point that is known: the last layer alone, or all layers in low rank.
+"""Small steps with a few labels from the best point that is known: the last layer, all layers in low rank, or all.
 
-Both are pulled back to where they began (Li, Grandvalet and Davoine 2018, ICML: L2-SP), stop early, and are refused
-when they leave the finite numbers. Low rank: Hu et al. 2022, ICLR (LoRA); the last layer: Kirichenko, Izmailov and
-Wilson 2023, ICLR (last-layer retraining is enough).
+Older labelled rows of the lineage may be replayed beside the new ones, so that what was known is not forgotten
+(Rolnick et al. 2019, NeurIPS); the parameters can be pulled back to where they began (Li, Grandvalet and Davoine 2018,
+ICML: L2-SP). It stops early, and is refused when it leaves the finite numbers. Low rank: Hu et al. 2022, ICLR (LoRA);
+the last layer: Kirichenko, Izmailov and Wilson 2023, ICLR.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,22 +21,36 @@ from repair.errors import Diverged, NoParameterSpace, TruthLacking
 from repair.torch_model import TorchModel, as_rows, as_tensors
 from repair.vectors import Array, Parameters, check_finite
 
-Kind = Literal["last_layer", "low_rank"]
+Kind = Literal["last_layer", "low_rank", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRows:
+    """Rows, shape (n, ...), and their labels as class numbers, shape (n,)."""
+
+    rows: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class RefinePlan:
-    """How labels are used: at most `n_steps` steps of Adam over all rows at once, `step_size` each, looked at every
-    `look_every`; it stops when `patience` looks in a row brought no lower loss on the rows that are set aside, a share
-    of `aside`. `pull` weighs the squared distance from the start. `rank` is of the changes to each matrix."""
+    """How labels are used: `n_steps` steps of Adam with batches of `batch_rows`, of which a share of `replayed` are
+    older rows where there are any; the step size falls from `step_size` to zero. Of the new rows a share of `aside` is
+    looked at every `look_every` steps, and it stops when `patience` looks in a row brought nothing. `pull` weighs the squared
+    distance from the start, `rank` is of the changes to each matrix."""
 
     kind: Kind = "low_rank"
     n_steps: int = 60
     step_size: float = 0.01
-    pull: float = 1e-3
-    rank: int = 8
-    aside: float = 0.2
-    look_every: int = 5
+    batch_rows: int = 64
+    replayed: float = 0.5
+    pull: float = 0.0
+    rank: int = 16
+    aside: float = 0.15
+    look_every: int = 10
     patience: int = 3
 
 
@@ -60,40 +75,50 @@ class Refinement:
 
 
 def refine(
-    model: TorchModel, start: Parameters, rows: Array, labels: Array, plan: RefinePlan, *, seed: int
+    model: TorchModel,
+    start: Parameters,
+    fresh: LabelledRows,
+    plan: RefinePlan | None = None,
+    *,
+    seed: int,
+    replay: LabelledRows | None = None,
 ) -> Refinement:
-    """Refines with labelled rows, shape (n, ...) and (n,); the same seed gives the same parameters.
+    """Refines with labelled rows; the same seed gives the same parameters. Where nothing was better the start comes
+    back.
 
-    The start comes back where nothing was better. Raises TruthLacking for fewer than two rows, NoParameterSpace where
-    the last layer is asked for and there is none, WeightsBroken for a start that is not finite, Diverged where the loss
-    does not stay finite.
+    Batch norm learns its statistics from the batches on the way. Raises TruthLacking for fewer than two rows,
+    NoParameterSpace where the last layer is asked for and there is none, WeightsBroken for a start that is not finite,
+    Diverged where the loss or the parameters do not stay finite.
     """
+    plan = plan or RefinePlan()
     check_finite(start, "start")
-    labels = np.asarray(labels, dtype=np.int64)
-    if len(rows) < 2:
+    if len(fresh) < 2:
         raise TruthLacking("a refinement takes at least two labelled rows.")
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(rows), generator=generator)
-    n_aside = min(len(rows) - 1, max(1, round(plan.aside * len(rows))))
-    aside, used = order[:n_aside], order[n_aside:]
-    given, truths = as_rows(rows), torch.as_tensor(labels)
-    tensors = as_tensors(start)
+    order = torch.randperm(len(fresh), generator=generator)
+    n_aside = min(len(fresh) - 1, max(1, round(plan.aside * len(fresh))))
+    new, aside = _Rows.of(fresh, order[n_aside:]), _Rows.of(fresh, order[:n_aside])
+    old = _Rows.of(replay) if replay is not None and len(replay) else None
+    tensors = as_tensors({name: array.copy() for name, array in start.items()})
     if plan.kind == "last_layer":
         if model.last_layer is None:
             raise NoParameterSpace("the model has no last linear layer.", hint="Refine in low rank.")
-        with torch.no_grad():
-            given = model.before_last(tensors, given).clone()
+        new, aside = new.through(model, tensors), aside.through(model, tensors)
+        old = old and old.through(model, tensors)
         changes: _Changes = _LastLayer(tensors, model.last_layer)
     else:
-        changes = _LowRank(model, tensors, plan.rank, generator)
-    return _descend(model, start, changes, (given, truths), (used, aside), plan)
+        rank = plan.rank if plan.kind == "low_rank" else None
+        changes = _Deltas(model, tensors, rank, generator)
+    best = _descend(changes, new, old, aside, plan, generator)
+    made = {name: best.kept[name] if name in best.kept else array.copy() for name, array in start.items()}
+    _check_reached(made)
+    return Refinement(made, plan.kind, best.n_steps, tuple(best.losses), best.n_steps < plan.n_steps)
 
 
 def one_epoch(
     model: TorchModel,
     start: Parameters,
-    rows: Array,
-    labels: Array,
+    fresh: LabelledRows,
     *,
     seed: int,
     step_size: float = 0.005,
@@ -104,16 +129,16 @@ def one_epoch(
     Statistics of batch norm stay. Raises as `refine` does.
     """
     check_finite(start, "start")
-    if len(rows) < 2:
+    if len(fresh) < 2:
         raise TruthLacking("a fine-tune takes at least two labelled rows.")
     generator = torch.Generator().manual_seed(seed)
-    given, truths = as_rows(rows), torch.as_tensor(np.asarray(labels, dtype=np.int64))
+    given = _Rows.of(fresh)
     tensors = as_tensors({name: array.copy() for name, array in start.items()})
-    free = {name: tensors[name].requires_grad_() for name in _trained(model, tensors)}
-    optimiser = torch.optim.Adam(free.values(), lr=step_size)
-    for batch in torch.split(torch.randperm(len(given), generator=generator), batch_rows):
+    free = {name: tensors[name].requires_grad_() for name in _learned(model, tensors)}
+    optimiser = torch.optim.Adam(free.values(), lr=step_size, fused=True)
+    for batch in torch.split(torch.randperm(len(given.rows), generator=generator), batch_rows):
         optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(model.call(tensors, given[batch]), truths[batch])
+        loss = nn.functional.cross_entropy(model.call(tensors, given.rows[batch]), given.labels[batch])
         _check(float(loss.detach()))
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -122,20 +147,37 @@ def one_epoch(
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Labelled rows as tensors."""
+
+    rows: torch.Tensor
+    labels: torch.Tensor
+
+    @classmethod
+    def of(cls, given: LabelledRows, at: torch.Tensor | None = None) -> _Rows:
+        rows, labels = as_rows(given.rows), torch.as_tensor(np.asarray(given.labels, dtype=np.int64))
+        return cls(rows, labels) if at is None else cls(rows[at], labels[at])
+
+    def through(self, model: TorchModel, tensors: Mapping[str, torch.Tensor]) -> _Rows:
+        """What of these rows goes into the last layer."""
+        with torch.no_grad():
+            return _Rows(model.before_last(tensors, self.rows).clone(), self.labels)
+
+
 class _Changes:
-    """What is learned, and the tensors that it makes of the start."""
+    """What is learned, what it makes of rows, and the tensors that are no longer those of the start."""
 
     free: list[torch.Tensor]
 
-    def logits(self, model: TorchModel, given: torch.Tensor) -> torch.Tensor:
+    def logits(self, rows: torch.Tensor, learning: bool) -> torch.Tensor:
         raise NotImplementedError
 
     def distance(self) -> torch.Tensor:
         """Squared, from the start."""
         raise NotImplementedError
 
-    def parameters(self) -> Mapping[str, torch.Tensor]:
-        """The tensors that are no longer those of the start."""
+    def tensors(self) -> Mapping[str, torch.Tensor]:
         raise NotImplementedError
 
 
@@ -143,102 +185,141 @@ class _LastLayer(_Changes):
     """Weight and bias of the last layer; what goes in is computed once."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], layer: str) -> None:
-        names = [f"{layer}.weight", f"{layer}.bias"]
-        self._start = {name: tensors[name] for name in names if name in tensors}
-        self._deltas = {name: torch.zeros_like(t).requires_grad_() for name, t in self._start.items()}
-        self._names = names
+        self._weight, self._bias = f"{layer}.weight", f"{layer}.bias"
+        self._start = {name: tensors[name] for name in (self._weight, self._bias) if name in tensors}
+        self._deltas = {name: torch.zeros_like(tensor).requires_grad_() for name, tensor in self._start.items()}
         self.free = list(self._deltas.values())
 
-    def logits(self, model: TorchModel, given: torch.Tensor) -> torch.Tensor:
-        now = self.parameters()
-        return nn.functional.linear(given, now[self._names[0]], now.get(self._names[1]))
+    def logits(self, rows: torch.Tensor, learning: bool) -> torch.Tensor:
+        now = self.tensors()
+        return nn.functional.linear(rows, now[self._weight], now.get(self._bias))
 
     def distance(self) -> torch.Tensor:
         return torch.stack([delta.square().sum() for delta in self.free]).sum()
 
-    def parameters(self) -> Mapping[str, torch.Tensor]:
+    def tensors(self) -> Mapping[str, torch.Tensor]:
         return {name: tensor + self._deltas[name] for name, tensor in self._start.items()}
 
 
-class _LowRank(_Changes):
-    """For each matrix (and kernel, as a matrix) a product of two thin ones that begins at zero; vectors as a whole."""
+class _Deltas(_Changes):
+    """For each matrix (and kernel, as a matrix) a product of two thin ones that begins at zero; all else as a whole.
+
+    Without a rank everything is learned as a whole.
+    """
 
     def __init__(
-        self, model: TorchModel, tensors: Mapping[str, torch.Tensor], rank: int, generator: torch.Generator
+        self, model: TorchModel, tensors: dict[str, torch.Tensor], rank: int | None, generator: torch.Generator
     ) -> None:
-        self._tensors = tensors
+        self._model, self._tensors = model.fork(), tensors
         self._thin: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._whole: dict[str, torch.Tensor] = {}
-        for name in _trained(model, tensors):
+        self._whole: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # where it began, and where it is
+        learned = _learned(model, tensors)
+        for name in learned:
             tensor = tensors[name]
-            flat = tensor.reshape(len(tensor), -1) if tensor.ndim > 1 else None
-            if flat is None or min(flat.shape) <= rank:
-                self._whole[name] = torch.zeros_like(tensor).requires_grad_()
+            n_columns = tensor[0].numel() if tensor.ndim > 1 else 0
+            if rank is None or min(len(tensor), n_columns) <= rank:
+                self._whole[name] = tensor, tensor.clone().requires_grad_()
                 continue
-            right = torch.randn(rank, flat.shape[1], generator=generator) / math.sqrt(rank)
-            left = torch.zeros(flat.shape[0], rank)
-            self._thin[name] = (left.requires_grad_(), right.to(tensor.dtype).requires_grad_())
-        self.free = [*self._whole.values(), *(part for pair in self._thin.values() for part in pair)]
+            right = torch.randn(rank, n_columns, generator=generator, dtype=tensor.dtype) / math.sqrt(rank)
+            self._thin[name] = (
+                torch.zeros(len(tensor), rank, dtype=tensor.dtype).requires_grad_(),
+                right.requires_grad_(),
+            )
+        self._rest = {name: tensor for name, tensor in tensors.items() if name not in learned}
+        self.free = [now for _, now in self._whole.values()] + [part for pair in self._thin.values() for part in pair]
 
-    def logits(self, model: TorchModel, given: torch.Tensor) -> torch.Tensor:
-        return model.call({**self._tensors, **self.parameters()}, given)
-
-    def _deltas(self) -> dict[str, torch.Tensor]:
-        thin = {n: (left @ right).reshape(self._tensors[n].shape) for n, (left, right) in self._thin.items()}
-        return {**self._whole, **thin}
+    def logits(self, rows: torch.Tensor, learning: bool) -> torch.Tensor:
+        self._model.learn_statistics(learning)
+        return self._model.call(self.tensors(), rows)
 
     def distance(self) -> torch.Tensor:
-        return torch.stack([delta.square().sum() for delta in self._deltas().values()]).sum()
+        parts = [(now - start).square().sum() for start, now in self._whole.values()]
+        parts += [(left @ right).square().sum() for left, right in self._thin.values()]
+        return torch.stack(parts).sum()
 
-    def parameters(self) -> Mapping[str, torch.Tensor]:
-        return {name: self._tensors[name] + delta for name, delta in self._deltas().items()}
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        made = {name: now for name, (_, now) in self._whole.items()}
+        for name, (left, right) in self._thin.items():
+            start = self._tensors[name]
+            made[name] = start + (left @ right).reshape(start.shape)
+        return {**self._rest, **made}
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best on the way down."""
+
+    kept: dict[str, Array]
+    losses: list[float]
+    n_steps: int = 0
 
 
 def _descend(
-    model: TorchModel,
-    start: Parameters,
     changes: _Changes,
-    data: tuple[torch.Tensor, torch.Tensor],
-    split: tuple[torch.Tensor, torch.Tensor],
+    new: _Rows,
+    old: _Rows | None,
+    aside: _Rows,
     plan: RefinePlan,
-) -> Refinement:
-    (given, truths), (used, aside) = data, split
-
+    generator: torch.Generator,
+) -> _Best:
     def looked() -> float:
         with torch.no_grad():
-            return float(nn.functional.cross_entropy(changes.logits(model, given[aside]), truths[aside]))
+            loss = float(nn.functional.cross_entropy(changes.logits(aside.rows, False), aside.labels))
+        _check(loss)
+        return loss
 
     def kept() -> dict[str, Array]:
-        return {name: tensor.detach().numpy().copy() for name, tensor in changes.parameters().items()}
+        return {name: tensor.detach().numpy().copy() for name, tensor in changes.tensors().items()}
 
-    losses = [looked()]
-    _check(losses[0])
-    best, changed, since = losses[0], kept(), 0
-    optimiser = torch.optim.Adam(changes.free, lr=plan.step_size)
-    step = 0
+    best = _Best(kept(), [looked()])
+    lowest, since = best.losses[0], 0
+    optimiser = torch.optim.Adam(changes.free, lr=plan.step_size, fused=True)
+    draw = _batches(new, old, plan, generator)
     for step in range(1, plan.n_steps + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = plan.step_size * (1.0 - (step - 1) / plan.n_steps)
+        rows, labels = draw()
         optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(changes.logits(model, given[used]), truths[used])
-        loss = loss + plan.pull * changes.distance()
+        loss = nn.functional.cross_entropy(changes.logits(rows, len(rows) > 1), labels)
+        if plan.pull:
+            loss = loss + plan.pull * changes.distance()
         _check(float(loss.detach()))
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+        best.n_steps = step
         if step % plan.look_every and step != plan.n_steps:
             continue
-        losses.append(looked())
-        _check(losses[-1])
-        if losses[-1] < best:
-            best, changed, since = losses[-1], kept(), 0
+        best.losses.append(looked())
+        if best.losses[-1] < lowest:
+            lowest, best.kept, since = best.losses[-1], kept(), 0
         else:
             since += 1
             if since >= plan.patience:
                 break
-    made = {name: changed[name] if name in changed else array.copy() for name, array in start.items()}
-    _check_reached(made)
-    return Refinement(made, plan.kind, step, tuple(losses), step < plan.n_steps)
+    return best
 
 
-def _trained(model: TorchModel, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+def _batches(
+    new: _Rows, old: _Rows | None, plan: RefinePlan, generator: torch.Generator
+) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
+    """Draws batches: all new rows equally often, the older ones by chance."""
+    n_new = min(len(new.rows), plan.batch_rows if old is None else round(plan.batch_rows * (1.0 - plan.replayed)))
+    waiting = torch.empty(0, dtype=torch.int64)
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal waiting
+        if len(waiting) < n_new:
+            waiting = torch.cat([waiting, torch.randperm(len(new.rows), generator=generator)])
+        at, waiting = waiting[:n_new], waiting[n_new:]
+        if old is None:
+            return new.rows[at], new.labels[at]
+        from_old = torch.randint(len(old.rows), (plan.batch_rows - n_new,), generator=generator)
+        return torch.cat([new.rows[at], old.rows[from_old]]), torch.cat([new.labels[at], old.labels[from_old]])
+
+    return draw
+
+
+def _learned(model: TorchModel, tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """The names of what is learned: parameters, not statistics."""
     known = {name for name, _ in model.module.named_parameters()}
     return [name for name, tensor in tensors.items() if name in known and tensor.is_floating_point()]

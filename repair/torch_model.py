@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -25,8 +25,18 @@ class TorchModel:
         self._module = copy.deepcopy(module).eval()
         if not any(p.numel() for p in self._module.parameters()):
             raise NoParameterSpace("the module has no parameters.", hint="Roll back, or let the lineage vote.")
+        self._statistics = [part for part in self._module.modules() if _keeps_statistics(part)]
         linear = [name for name, part in self._module.named_modules() if isinstance(part, nn.Linear)]
         self.last_layer = linear[-1] if linear else None  # by the order in which layers were registered
+
+    def fork(self) -> TorchModel:
+        """Another one of the same architecture, whose mode may be changed."""
+        return TorchModel(self._module)
+
+    def learn_statistics(self, learning: bool) -> None:
+        """Whether batch norm uses and learns the statistics of each batch; what is called changes its buffers then."""
+        for part in self._statistics:
+            part.train(learning)
 
     @property
     def module(self) -> nn.Module:
@@ -92,7 +102,7 @@ class TorchModel:
 
     @property
     def has_batch_norm(self) -> bool:
-        return any(_keeps_statistics(part) for part in self._module.modules())
+        return bool(self._statistics)
 
     def reestimated(self, parameters: Parameters, rows: Array) -> dict[str, Array]:
         """The parameters with means and variances of batch norm made anew from unlabelled rows, all of equal weight.
@@ -109,7 +119,7 @@ class TorchModel:
         module = copy.deepcopy(self._module)
         module.load_state_dict(as_tensors(parameters))
         for part in module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
+            if _keeps_statistics(part):
                 part.reset_running_stats()
                 part.momentum = None  # the plain mean over all batches
                 part.train()
@@ -138,5 +148,5 @@ def as_rows(rows: Array) -> torch.Tensor:
     return torch.from_numpy(np.array(rows, dtype=np.float32))
 
 
-def _keeps_statistics(part: Any) -> bool:
+def _keeps_statistics(part: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
     return isinstance(part, nn.modules.batchnorm._BatchNorm) and bool(part.track_running_stats)
