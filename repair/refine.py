@@ -37,13 +37,15 @@ class LabelledRows:
 
 @dataclass(frozen=True, slots=True)
 class RefinePlan:
-    """How labels are used: `n_steps` steps of Adam with batches of `batch_rows`, of which a share of `replayed` are
-    older rows where there are any; the step size falls from `step_size` to zero. Of the new rows a share of `aside` is
-    looked at every `look_every` steps, and it stops when `patience` looks in a row brought nothing. `pull` weighs the squared
-    distance from the start, `rank` is of the changes to each matrix."""
+    """How labels are used: Adam with batches of `batch_rows`, of which a share of `replayed` are older rows where there
+    are any, until each new row was seen `n_epochs` times; the step size falls from `step_size` to zero.
+
+    Of the new rows a share of `aside` is looked at every `look_every` steps, and it stops when `patience` looks in a
+    row brought nothing. `pull` weighs the squared distance from the start, `rank` is of the changes to each matrix.
+    """
 
     kind: Kind = "low_rank"
-    n_steps: int = 60
+    n_epochs: float = 14.0
     step_size: float = 0.01
     batch_rows: int = 64
     replayed: float = 0.5
@@ -106,13 +108,14 @@ def refine(
         new, aside = new.through(model, tensors), aside.through(model, tensors)
         old = old and old.through(model, tensors)
         changes: _Changes = _LastLayer(tensors, model.last_layer)
+    elif plan.kind == "low_rank":
+        changes = _LowRank(model, tensors, plan.rank, generator)
     else:
-        rank = plan.rank if plan.kind == "low_rank" else None
-        changes = _Deltas(model, tensors, rank, generator)
+        changes = _Whole(model, start)
     best = _descend(changes, new, old, aside, plan, generator)
     made = {name: best.kept[name] if name in best.kept else array.copy() for name, array in start.items()}
     _check_reached(made)
-    return Refinement(made, plan.kind, best.n_steps, tuple(best.losses), best.n_steps < plan.n_steps)
+    return Refinement(made, plan.kind, best.n_steps, tuple(best.losses), best.n_steps < best.most_steps)
 
 
 def one_epoch(
@@ -133,16 +136,15 @@ def one_epoch(
         raise TruthLacking("a fine-tune takes at least two labelled rows.")
     generator = torch.Generator().manual_seed(seed)
     given = _Rows.of(fresh)
-    tensors = as_tensors({name: array.copy() for name, array in start.items()})
-    free = {name: tensors[name].requires_grad_() for name in _learned(model, tensors)}
-    optimiser = torch.optim.Adam(free.values(), lr=step_size, fused=True)
+    changes = _Whole(model, start)
+    optimiser = torch.optim.Adam(changes.free, lr=step_size, fused=True)
     for batch in torch.split(torch.randperm(len(given.rows), generator=generator), batch_rows):
         optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(model.call(tensors, given.rows[batch]), given.labels[batch])
+        loss = nn.functional.cross_entropy(changes.logits(given.rows[batch], False), given.labels[batch])
         _check(float(loss.detach()))
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-    made = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+    made = {name: tensor.detach().numpy().copy() for name, tensor in changes.tensors().items()}
     _check_reached(made)
     return made
 
@@ -201,23 +203,41 @@ class _LastLayer(_Changes):
         return {name: tensor + self._deltas[name] for name, tensor in self._start.items()}
 
 
-class _Deltas(_Changes):
-    """For each matrix (and kernel, as a matrix) a product of two thin ones that begins at zero; all else as a whole.
+class _Whole(_Changes):
+    """All parameters, in the place where the module has them."""
 
-    Without a rank everything is learned as a whole.
-    """
+    def __init__(self, model: TorchModel, start: Parameters) -> None:
+        self._model = model.spare.load(start)
+        self.free = [parameter for parameter in self._model.module.parameters() if parameter.requires_grad]
+        self._start = [tensor.detach().clone() for tensor in self.free]
+
+    def logits(self, rows: torch.Tensor, learning: bool) -> torch.Tensor:
+        self._model.learn_statistics(learning)
+        logits: torch.Tensor = self._model.module(rows)
+        return logits
+
+    def distance(self) -> torch.Tensor:
+        apart = [(now - start).square().sum() for now, start in zip(self.free, self._start, strict=True)]
+        return torch.stack(apart).sum()
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        return self._model.module.state_dict()
+
+
+class _LowRank(_Changes):
+    """For each matrix (and kernel, as a matrix) a product of two thin ones that begins at zero; all else as a whole."""
 
     def __init__(
-        self, model: TorchModel, tensors: dict[str, torch.Tensor], rank: int | None, generator: torch.Generator
+        self, model: TorchModel, tensors: dict[str, torch.Tensor], rank: int, generator: torch.Generator
     ) -> None:
-        self._model, self._tensors = model.fork(), tensors
+        self._model, self._tensors = model.spare, tensors
         self._thin: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._whole: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # where it began, and where it is
         learned = _learned(model, tensors)
         for name in learned:
             tensor = tensors[name]
             n_columns = tensor[0].numel() if tensor.ndim > 1 else 0
-            if rank is None or min(len(tensor), n_columns) <= rank:
+            if min(len(tensor), n_columns) <= rank:
                 self._whole[name] = tensor, tensor.clone().requires_grad_()
                 continue
             right = torch.randn(rank, n_columns, generator=generator, dtype=tensor.dtype) / math.sqrt(rank)
@@ -252,6 +272,7 @@ class _Best:
     kept: dict[str, Array]
     losses: list[float]
     n_steps: int = 0
+    most_steps: int = 0
 
 
 def _descend(
@@ -274,10 +295,11 @@ def _descend(
     best = _Best(kept(), [looked()])
     lowest, since = best.losses[0], 0
     optimiser = torch.optim.Adam(changes.free, lr=plan.step_size, fused=True)
-    draw = _batches(new, old, plan, generator)
-    for step in range(1, plan.n_steps + 1):
+    n_new, draw = _batches(new, old, plan, generator)
+    n_steps = best.most_steps = max(1, round(plan.n_epochs * len(new.rows) / n_new))
+    for step in range(1, n_steps + 1):
         for group in optimiser.param_groups:
-            group["lr"] = plan.step_size * (1.0 - (step - 1) / plan.n_steps)
+            group["lr"] = plan.step_size * (1.0 - (step - 1) / n_steps)
         rows, labels = draw()
         optimiser.zero_grad()
         loss = nn.functional.cross_entropy(changes.logits(rows, len(rows) > 1), labels)
@@ -287,7 +309,7 @@ def _descend(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         best.n_steps = step
-        if step % plan.look_every and step != plan.n_steps:
+        if step % plan.look_every and step != n_steps:
             continue
         best.losses.append(looked())
         if best.losses[-1] < lowest:
@@ -301,8 +323,8 @@ def _descend(
 
 def _batches(
     new: _Rows, old: _Rows | None, plan: RefinePlan, generator: torch.Generator
-) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-    """Draws batches: all new rows equally often, the older ones by chance."""
+) -> tuple[int, Callable[[], tuple[torch.Tensor, torch.Tensor]]]:
+    """Draws batches: all new rows equally often, the older ones by chance. With the number of new rows in each."""
     n_new = min(len(new.rows), plan.batch_rows if old is None else round(plan.batch_rows * (1.0 - plan.replayed)))
     waiting = torch.empty(0, dtype=torch.int64)
 
@@ -316,7 +338,7 @@ def _batches(
         from_old = torch.randint(len(old.rows), (plan.batch_rows - n_new,), generator=generator)
         return torch.cat([new.rows[at], old.rows[from_old]]), torch.cat([new.labels[at], old.labels[from_old]])
 
-    return draw
+    return n_new, draw
 
 
 def _learned(model: TorchModel, tensors: Mapping[str, torch.Tensor]) -> list[str]:

@@ -26,12 +26,17 @@ class TorchModel:
         if not any(p.numel() for p in self._module.parameters()):
             raise NoParameterSpace("the module has no parameters.", hint="Roll back, or let the lineage vote.")
         self._statistics = [part for part in self._module.modules() if _keeps_statistics(part)]
+        self._tensors = self._module.state_dict()  # over the module's own memory
+        self._spare: TorchModel | None = None
         linear = [name for name, part in self._module.named_modules() if isinstance(part, nn.Linear)]
         self.last_layer = linear[-1] if linear else None  # by the order in which layers were registered
 
-    def fork(self) -> TorchModel:
-        """Another one of the same architecture, whose mode may be changed."""
-        return TorchModel(self._module)
+    @property
+    def spare(self) -> TorchModel:
+        """Another one of the same architecture, always the same, whose mode and parameters may be changed."""
+        if self._spare is None:
+            self._spare = TorchModel(self._module)
+        return self._spare
 
     def learn_statistics(self, learning: bool) -> None:
         """Whether batch norm uses and learns the statistics of each batch; what is called changes its buffers then."""
@@ -51,12 +56,12 @@ class TorchModel:
     def logits(self, parameters: Parameters, rows: Array) -> Array:
         """Shape (n, n_classes)."""
         with torch.no_grad():
-            return np.asarray(self.call(as_tensors(parameters), as_rows(rows)).numpy())
+            return np.asarray(self.load(parameters).module(as_rows(rows)).numpy())
 
     def probabilities(self, parameters: Parameters, rows: Array) -> Array:
         """Softmax of the logits, shape (n, n_classes)."""
         with torch.no_grad():
-            logits = self.call(as_tensors(parameters), as_rows(rows))
+            logits = self.load(parameters).module(as_rows(rows))
             return np.asarray(torch.softmax(logits, dim=1).numpy())
 
     def loss(self, rows: Array, labels: Array) -> Callable[[Parameters], float]:
@@ -68,7 +73,7 @@ class TorchModel:
 
         def over_rows(parameters: Parameters) -> float:
             with torch.no_grad():
-                logits = self.call(as_tensors(parameters), given)
+                logits = self.load(parameters).module(given)
                 return float(nn.functional.cross_entropy(logits, truths))
 
         return over_rows
@@ -79,6 +84,13 @@ class TorchModel:
             return np.asarray(rows, dtype=np.float32).reshape(len(rows), -1)
         with torch.no_grad():
             return np.asarray(self.before_last(as_tensors(parameters), as_rows(rows)).numpy())
+
+    def load(self, parameters: Parameters) -> TorchModel:
+        """Puts copies of the parameters into the module: 0.1 ms less than a functional call. Returns itself."""
+        with torch.no_grad():
+            for name, tensor in as_tensors(parameters).items():
+                self._tensors[name].copy_(tensor)
+        return self
 
     def call(self, tensors: Mapping[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
         """The module's answer with other tensors in the place of its own."""
@@ -116,20 +128,21 @@ class TorchModel:
             return made
         if len(rows) < 2:
             raise TruthLacking("statistics of batch norm need at least two rows.")
-        module = copy.deepcopy(self._module)
-        module.load_state_dict(as_tensors(parameters))
-        for part in module.modules():
-            if _keeps_statistics(part):
-                part.reset_running_stats()
-                part.momentum = None  # the plain mean over all batches
-                part.train()
+        spare = self.spare.load(parameters)
+        usual = [part.momentum for part in spare._statistics]
+        for part in spare._statistics:
+            part.reset_running_stats()
+            part.momentum = None  # the plain mean over all batches
+        spare.learn_statistics(True)
         given = as_rows(rows)
-        n_batches = max(1, len(given) // _STATISTICS_ROWS)
         with torch.no_grad():
-            for batch in given.chunk(n_batches):
+            for batch in given.chunk(max(1, len(given) // _STATISTICS_ROWS)):
                 if len(batch) > 1:
-                    module(batch)
-        for name, tensor in module.state_dict().items():
+                    spare.module(batch)
+        spare.learn_statistics(False)
+        for part, momentum in zip(spare._statistics, usual, strict=True):
+            part.momentum = momentum
+        for name, tensor in spare.module.state_dict().items():
             if name.rpartition(".")[2] in ("running_mean", "running_var"):
                 made[name] = tensor.numpy().copy()
         return made
