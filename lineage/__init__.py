@@ -8,6 +8,7 @@ bulk.py      feedback from CSV and Parquet
 journal.py   outcomes and feedback in SQL
 learners.py  what follows the journal, and how it is read to them
 quality/     how well versions and plans do, from outcomes
+drift/       whether what a model sees is still what it was trained on
 models.py    model versions in MLflow: register, resolve, list, fetch; the one module that knows MLflow
 database.py  the one module that knows SQL engines
 identity.py  digests: whether two models have the same weights, two folders the same files
