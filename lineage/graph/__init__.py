@@ -7,6 +7,10 @@ blobs.py       where their bytes are kept
 differences.py what became of each tensor from one version to another
 parentage.py   whether weights bear out a claimed edge
 rounding.py    whether one tensor is another, rounded
+family.py      a part of the lineage, for pictures and exports
+picture.py     a family as SVG
+layout.py      where the versions of a picture stand
+exports/       to OpenLineage, CycloneDX, Cypher and Neo4j, and from MLflow
 """
 
 from lineage.graph.records import (

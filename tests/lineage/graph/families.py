@@ -1,45 +1,48 @@
-"""Families of versions for tests."""
+"""Small lineages for tests."""
 
 from __future__ import annotations
 
 import hashlib
 
-from hypothesis import strategies as st
-
+from lineage.graph.family import Family, family_of
 from lineage.graph.records import Column, DatasetId, DataSignature, Edge, EdgeKind, Moments, Version, VersionId
 
 
-def version_id(name: object) -> VersionId:
-    return VersionId(hashlib.sha256(f"version {name}".encode()).hexdigest())
+def id_of(name: str) -> VersionId:
+    """An id that is always the same for the name."""
+    return VersionId(hashlib.sha256(name.encode()).hexdigest())
 
 
-def dataset_id(name: object) -> DatasetId:
-    return DatasetId(hashlib.sha256(f"data {name}".encode()).hexdigest())
+def data_of(name: str, n_rows: int = 1_000) -> DataSignature:
+    columns = (Column("pixels", "FP32", (64,), Moments(n_rows * 64, mean=0.3, variance=0.1)), Column("label", "INT64"))
+    return DataSignature(DatasetId(hashlib.sha256(f"data {name}".encode()).hexdigest()), n_rows, columns)
 
 
-def version(name: object, made_s: float = 0.0, data: DataSignature | None = None) -> Version:
-    return Version(version_id(name), f"model-{name}", "1", data, made_s)
+def digits_family() -> Family:
+    """A base; two fine-tunes, one of which drifted and was repaired; one quantised; a merge of two; a fusion."""
+    clean, noisy = data_of("clean"), data_of("noisy", 200)
+    versions = [
+        Version(id_of("base"), "digits", "1", clean, 1_700_000_000.0),
+        Version(id_of("tuned"), "digits", "2", noisy, 1_700_000_100.0),
+        Version(id_of("other"), "digits", "3", noisy, 1_700_000_200.0),
+        Version(id_of("small"), "digits-small", "1", None, 1_700_000_300.0),
+        Version(id_of("repaired"), "digits", "4", noisy, 1_700_000_400.0),
+        Version(id_of("merged"), "", "", None, 1_700_000_500.0),
+        Version(id_of("fused"), "digits & co <fast>", "1", None, 1_700_000_600.0),
+    ]
 
+    def edge(parent: str, child: str, kind: EdgeKind, **more: float) -> Edge:
+        params = {"epochs": 3, "layers": ["2.weight"], "how": 'by "hand" & <care>'}
+        return Edge(id_of(parent), id_of(child), kind, params, more, noisy, {"psi": {"pixels": 0.31}}, 1_700_000_050.0)
 
-def edge(parent: object, child: object, kind: EdgeKind = EdgeKind.FINE_TUNE, **said: object) -> Edge:
-    return Edge(version_id(parent), version_id(child), kind, **said)  # type: ignore[arg-type]
-
-
-def data(name: object, n_rows: int = 100) -> DataSignature:
-    moments = Moments(n_rows, 0, 0.5, 1.25, -0.1, 3.0, -4.0, 4.0)
-    pixels = Column("pixels", "FP32", (8, 8), moments, b"a sketch \x00\n of " + str(name).encode())
-    return DataSignature(dataset_id(name), n_rows, (pixels, Column("text", "BYTES")))
-
-
-@st.composite
-def families(draw: st.DrawFn, most: int = 12) -> tuple[list[Version], list[Edge]]:
-    """Versions, and edges without cycles among them, in any order. Some share what they were trained on."""
-    n = draw(st.integers(1, most))
-    made_s = draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
-    datasets = draw(st.lists(st.sampled_from(["", "a", "b"]), min_size=n, max_size=n))
-    versions = [version(i, float(made_s[i]), data(datasets[i]) if datasets[i] else None) for i in range(n)]
-    pairs = [(a, b) for b in range(n) for a in range(b)]
-    kinds = st.sampled_from(EdgeKind)
-    chosen = draw(st.lists(st.tuples(st.sampled_from(pairs), kinds), unique=True, max_size=3 * n)) if pairs else []
-    edges = [edge(a, b, kind, data=data("c") if (a + b) % 5 == 0 else None) for (a, b), kind in chosen]
-    return draw(st.permutations(versions)), draw(st.permutations(edges))
+    edges = [
+        edge("base", "tuned", EdgeKind.FINE_TUNE, accuracy=0.97, loss=0.1),
+        edge("base", "other", EdgeKind.FINE_TUNE, accuracy=0.95),
+        edge("tuned", "small", EdgeKind.QUANTISE, accuracy=0.96),
+        edge("other", "repaired", EdgeKind.REPAIR, accuracy=0.98),
+        edge("base", "repaired", EdgeKind.REPAIR, accuracy=0.98),
+        edge("tuned", "merged", EdgeKind.MERGE),
+        edge("repaired", "merged", EdgeKind.MERGE),
+        edge("small", "fused", EdgeKind.FUSE),
+    ]
+    return family_of(versions, edges)
