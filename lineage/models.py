@@ -29,6 +29,7 @@ DIGEST_TAG = "fenix.digest"  # over all files of the version
 CONTENT_TAG = "fenix.content"  # over the tensors alone: the same weights have the same content
 
 _EXPERIMENT = "fenix"
+_PARENT_RUN = "mlflow.parentRunId"
 _MLFLOW_SETTINGS = {
     # Otherwise a dead server is tried for several minutes.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -68,6 +69,17 @@ class ModelVersion:
     def pinned_uri(self) -> str:
         """`models:/name/version#digest`, which names its content as well: found again without asking the registry."""
         return f"{self.uri}#{self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunNotes:
+    """What the run of a version noted: parameters and tags as texts, the last value of each metric, and the run that it
+    was part of, "" where there was none."""
+
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    parent_id: str = ""
 
 
 def pinned(uri: str) -> ModelVersion | None:
@@ -197,6 +209,16 @@ class ModelRegistry:
             for entity in found
         ]
         return tuple(sorted(made, key=lambda version: int(version.version)))
+
+    def run_notes(self, run_id: str) -> RunNotes | None:
+        """What a run noted; None when the registry does not know it (any more)."""
+        try:
+            with self._asking(f"looking up the run {run_id!r}", missing=lambda: ""):
+                data = self._client.get_run(run_id).data
+        except ModelNotFound:
+            return None
+        parent_id = str(data.tags.get(_PARENT_RUN, ""))
+        return RunNotes(dict(data.params), dict(data.metrics), dict(data.tags), parent_id)
 
     def set_alias(self, version: ModelVersion, alias: str) -> None:
         """Points `alias` at a version; when this returns, `resolve` follows it. Raises ModelNotFound."""

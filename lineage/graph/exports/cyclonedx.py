@@ -19,8 +19,8 @@ _OUR_IDS = uuid.UUID("6b1f2a52-9c0e-5d0c-9d6f-6f4a6f0d2b11")
 
 
 def cyclonedx_json(family: Family, *, made_s: float, centre: VersionId | None = None, indent: int | None = 1) -> str:
-    """The bill of materials as JSON. `made_s` is its time, since 1970; `centre` the version that it is about, which then
-    stands in the metadata instead of among the components.
+    """The bill of materials as JSON. `made_s` is its time, since 1970; `centre` the version that it is about, which
+    then stands in the metadata instead of among the components.
 
     The same family gives the same document. Names, numbers, parameters and metrics are in it as they are in the
     lineage; rows of training data are not.
