@@ -70,7 +70,7 @@ def moments_of(values: Array) -> Moments:
     variance, third, fourth = (float(np.mean(off**k)) for k in (2, 3, 4))
     if not variance:
         return Moments(len(finite), n_missing, mean * scale, 0.0, None, None, low, high)
-    spread = variance * scale**2
+    spread = variance * scale * scale
     return Moments(
         len(finite),
         n_missing,
