@@ -161,6 +161,8 @@ def up(settings: Settings, report: Report, install: Install | None = None) -> Ru
                         _wait_for(settings, "mlflow")
                 with _step(report, "Starting the catalogue and the gateway"):
                     (install or _default_install())(installation(settings), report)
+                    if install is None:
+                        _resume_jobs(settings, report)
             run["ready"] = True
             _write(settings, "run.json", run)
         except BaseException:
@@ -482,6 +484,13 @@ def _start_serve(settings: Settings) -> None:
         proxy_location="Disabled",
         logging_config={"log_level": settings.log_level.upper(), "enable_access_log": False},
     )
+
+
+def _resume_jobs(settings: Settings, report: Report) -> None:
+    from cluster.jobs.actor import resume_jobs
+
+    if resume_jobs(settings):
+        report("looking after jobs and schedules")
 
 
 def _default_install() -> Install:

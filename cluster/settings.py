@@ -159,6 +159,12 @@ class ChoiceSettings(Section):
         return self
 
 
+class JobsSettings(Section):
+    """What runs beside serving: repair, reports, clean-up."""
+
+    most: Annotated[int, Field(ge=1)] = Field(default=1, description="Most jobs that run at once.")
+
+
 class Settings(Section):
     """Everything that can be set. `model_dump(mode="json")` is the plain dictionary that the layers below get."""
 
@@ -188,6 +194,7 @@ class Settings(Section):
     fusion: FusionSettings = FusionSettings()
     journal: JournalSettings = JournalSettings()
     choice: ChoiceSettings = ChoiceSettings()
+    jobs: JobsSettings = JobsSettings()
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Settings:
@@ -317,7 +324,7 @@ def _leaves(node: yaml.Node, prefix: str, path: Path) -> Iterator[tuple[str, tup
             raise BadCard(f"{where}: {key!r} is set twice.", hint="Keep one of the two.")
         seen.add(key)
         value = _value(value_node)
-        if key in {"ray", "mlflow", "gateway", "fusion", "journal", "choice"}:
+        if key in {"ray", "mlflow", "gateway", "fusion", "journal", "choice", "jobs"}:
             if value is not None:
                 yield from _leaves(value_node, f"{key}.", path)
         else:

@@ -13,6 +13,7 @@ from fenix.commands.catalogue import describe, get
 from fenix.commands.deploying import deploy, remove
 from fenix.commands.feedback import explain as explain_request
 from fenix.commands.feedback import feedback
+from fenix.commands.jobs import jobs, schedule
 from fenix.commands.lifecycle import down, status, up
 from fenix.commands.rollout import rollout
 from fenix.commands.rules import rules
@@ -76,6 +77,8 @@ for command in (up, down, status, deploy, remove, get, describe, plan, infer, fe
 app.command("explain")(explain_request)
 app.add_typer(rollout)
 app.add_typer(rules)
+app.add_typer(schedule)
+app.add_typer(jobs)
 
 
 def main() -> None:
