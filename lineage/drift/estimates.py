@@ -40,16 +40,13 @@ class AccuracyEstimate:
 class AccuracyModel:
     """What confidences were worth on labelled rows that the model was not trained on.
 
-    edges     float64 (n_cells - 1,): inner edges of confidence, a cell holding what is above its lower and up to its
-              upper one
-    accuracy  float64 (n_cells,): of the rows in a cell, rising with confidence
-    block     int64 (n_cells,): cells that share their accuracy
+    edges     float64 (n_blocks - 1,): confidences between blocks that are equally often right
+    accuracy  float64 (n_blocks,): how often, rising with confidence
     n_block   int64 (n_blocks,): the rows behind it
     """
 
     edges: Array
     accuracy: Array
-    block: Array
     n_block: Array
     overall: float
     n: int
@@ -65,14 +62,13 @@ class AccuracyModel:
     def cbpe(self, live: Points, n_rows: int) -> AccuracyEstimate:
         """The mean of calibrated confidences. Source: NannyML, Confidence-based Performance Estimation; Kivimaeki et
         al. 2025, Confidence-based Estimators for Predictive Performance in Model Monitoring, JAIR 82. Calibrated by
-        isotonic regression over cells: Zadrozny and Elkan 2002, KDD."""
+        isotonic regression: Zadrozny and Elkan 2002, KDD."""
         shares = np.diff(np.concatenate([[0.0], live.upto(self.edges), [1.0]]))
         value = float(shares @ self.accuracy)
-        of_blocks = np.bincount(self.block, shares, len(self.n_block))
-        right = np.bincount(self.block, self.accuracy, len(self.n_block)) / np.bincount(self.block)
-        right = np.clip(right, 0.5 / (self.n_block + 1), 1 - 0.5 / (self.n_block + 1))
-        of_calibration = float((of_blocks**2 * right * (1 - right) / np.maximum(self.n_block, 1)).sum())
-        of_rows = float((of_blocks * right * (1 - right)).sum()) / n_rows
+        right = np.clip(self.accuracy, 0.5 / (self.n_block + 1), 1 - 0.5 / (self.n_block + 1))
+        spread = right * (1 - right)
+        of_calibration = float((shares**2 * spread / self.n_block).sum())
+        of_rows = float((shares * spread).sum()) / n_rows
         return self._estimate("cbpe", value, of_calibration + of_rows, live.rank_error)
 
     def atc(self, live: Points, n_rows: int) -> AccuracyEstimate:
@@ -98,7 +94,7 @@ class AccuracyModel:
             _MAGIC,
             _VERSION,
             {"plain": [self.overall, self.n, self.threshold, self.share_at_threshold]},
-            {"edges": self.edges, "accuracy": self.accuracy, "block": self.block, "n_block": self.n_block},
+            {"edges": self.edges, "accuracy": self.accuracy, "n_block": self.n_block},
         )
 
     @classmethod
@@ -107,13 +103,13 @@ class AccuracyModel:
         plain, arrays = unpacked(_MAGIC, _VERSION, data)
         try:
             overall, n, threshold, share = plain["plain"]
-            edges, accuracy, block, n_block = (arrays[name] for name in ("edges", "accuracy", "block", "n_block"))
-            return cls(edges, accuracy, block, n_block, overall, n, threshold, share)
+            edges, accuracy, n_block = (arrays[name] for name in ("edges", "accuracy", "n_block"))
+            return cls(edges, accuracy, n_block, overall, n, threshold, share)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the accuracy model cannot be read: {error}") from None
 
 
-def learn_accuracy(confidence: Array, right: Array, n_cells: int = 40) -> AccuracyModel:
+def learn_accuracy(confidence: Array, right: Array) -> AccuracyModel:
     """From labelled rows the model was not trained on: `confidence` float (n,), `right` boolean (n,). Rows without a
     confidence are left out. Raises ValueError where none is left."""
     there = np.isfinite(np.asarray(confidence, np.float64))
@@ -124,18 +120,17 @@ def learn_accuracy(confidence: Array, right: Array, n_cells: int = 40) -> Accura
         raise ValueError("an estimate of accuracy needs rows with a confidence and the truth")
     order = np.argsort(sure, kind="stable")
     sure, hits = sure[order], hits[order]
-    at = np.ceil(n * np.arange(1, n_cells) / n_cells).astype(np.intp) - 1
-    edges = np.unique(sure[at[at >= 0]])
-    edges = edges[edges < sure[-1]]
-    cell = edges.searchsorted(sure, "left")
-    n_cell = np.bincount(cell, minlength=len(edges) + 1)
-    n_hits = np.bincount(cell, hits, len(edges) + 1)
-    fitted: Any = isotonic_regression(n_hits / np.maximum(n_cell, 1), weights=np.maximum(n_cell, 1e-9))
-    block = np.concatenate([[0], np.cumsum(np.abs(np.diff(fitted.x)) > 1e-12)]).astype(np.int64)
-    n_block = np.bincount(block, n_cell).astype(np.int64)
+    values, first, n_value = np.unique(sure, return_index=True, return_counts=True)
+    rate = np.add.reduceat(hits.astype(np.float64), first) / n_value
+    fitted: Any = isotonic_regression(rate, weights=n_value)
+    begins = fitted.blocks[:-1]
+    n_block = np.add.reduceat(n_value, begins)
+    # Drawn in towards the overall rate, as a block at either end of the scale is pure by chance.
+    accuracy = (fitted.x[begins] * n_block + hits.mean()) / (n_block + 1.0)
+    edges = (values[begins[1:]] + values[begins[1:] - 1]) / 2
     overall = float(hits.mean())
     n_wrong = n - int(hits.sum())
     threshold = float(sure[n_wrong - 1]) if n_wrong else float(np.nextafter(sure[0], -np.inf))
     ties = float((sure == threshold).mean())
     share = (overall - float((sure > threshold).mean())) / ties if ties else 0.0
-    return AccuracyModel(edges, np.asarray(fitted.x, np.float64), block, n_block, overall, n, threshold, share)
+    return AccuracyModel(edges, accuracy, n_block.astype(np.int64), overall, n, threshold, share)

@@ -40,8 +40,10 @@ def unpacked(magic: bytes, version: int, data: bytes) -> tuple[dict[str, Any], d
             raise ValueError(f"these bytes are not a {magic.decode()} of version {version}")
         if n_bytes > MOST_BYTES:
             raise ValueError(f"{n_bytes} bytes are more than the {MOST_BYTES} that are read")
-        body = zlib.decompressobj().decompress(data[_HEAD.size :], n_bytes + 1)
-        if len(body) != n_bytes or zlib.crc32(body) != crc:
+        inflating = zlib.decompressobj()
+        body = inflating.decompress(data[_HEAD.size :], n_bytes + 1)
+        whole = inflating.eof and not inflating.unused_data
+        if not whole or len(body) != n_bytes or zlib.crc32(body) != crc:
             raise ValueError("the bytes were changed or cut off")
         header = orjson.loads(body[:n_header])
         arrays, at = {}, n_header

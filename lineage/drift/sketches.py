@@ -189,6 +189,7 @@ def points_of(sketch: Any) -> Points:
         values, counts = np.unique(np.array(sketch.get_quantiles(ranks)), return_counts=True)
         return Points(values.astype(np.float64), np.cumsum(counts) / sketch.n, 0.0)
     ranks = np.linspace(0.0, 1.0, 2 * sketch.num_retained)
-    values = np.unique(np.array(sketch.get_quantiles(ranks)))
+    ends = sketch.get_min_value(), sketch.get_max_value()  # known exactly, also when they were thrown away
+    values = np.unique(np.array([*sketch.get_quantiles(ranks), *ends], np.float32))
     shares = np.array(sketch.get_cdf(values.tolist(), True))[:-1]
     return Points(values.astype(np.float64), shares, float(sketch.normalized_rank_error(True)))

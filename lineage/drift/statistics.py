@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import rel_entr
 
 from lineage.drift.columns import Array
 from lineage.drift.sketches import Points
@@ -42,14 +43,14 @@ def psi(reference: Array, live: Array, real: Array | None = None, smoothing: flo
     ch. 10.
     """
     p, q = shares(reference, real, smoothing), shares(live, real, smoothing)
-    return _without_rows(_sum((q - p) * _log_ratio(q, p)), reference, live)
+    return _without_rows((rel_entr(q, p) + rel_entr(p, q)).sum(axis=-1), reference, live)
 
 
 def kullback_leibler(reference: Array, live: Array, real: Array | None = None, smoothing: float = HALF) -> Array:
     """KL(live, reference) in nats: sum of q ln(q / p), p being of the reference. Source: Kullback and Leibler 1951,
     Annals of Mathematical Statistics 22."""
     p, q = shares(reference, real, smoothing), shares(live, real, smoothing)
-    return _without_rows(_sum(q * _log_ratio(q, p)), reference, live)
+    return _without_rows(rel_entr(q, p).sum(axis=-1), reference, live)
 
 
 def jensen_shannon(reference: Array, live: Array, real: Array | None = None, smoothing: float = HALF) -> Array:
@@ -57,7 +58,7 @@ def jensen_shannon(reference: Array, live: Array, real: Array | None = None, smo
     distance that scipy has. Source: Lin 1991, IEEE Transactions on Information Theory 37."""
     p, q = shares(reference, real, smoothing), shares(live, real, smoothing)
     middle = (p + q) / 2
-    return _without_rows(_sum(p * _log_ratio(p, middle) + q * _log_ratio(q, middle)) / 2, reference, live)
+    return _without_rows((rel_entr(p, middle) + rel_entr(q, middle)).sum(axis=-1) / 2, reference, live)
 
 
 def kolmogorov_smirnov_at(reference: Array, live: Array) -> Array:
@@ -109,18 +110,6 @@ def within(estimate: Bounded, low: float, high: float) -> Bounded:
     """An estimate and bounds that hold for sure, put together."""
     value = min(max(estimate.value, low), high)
     return Bounded(value, min(estimate.error, max(value - low, high - value)))
-
-
-def _log_ratio(a: Array, b: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        made: Array = np.log(a) - np.log(b)
-    return made
-
-
-def _sum(terms: Array) -> Array:
-    """Over the bins; those that are empty on both sides, or not there, add nothing."""
-    made: Array = np.where(np.isnan(terms), 0.0, terms).sum(axis=-1)
-    return made
 
 
 def _without_rows(values: Array, reference: Array, live: Array) -> Array:
