@@ -141,7 +141,7 @@ def _line(item: Item, label: str, annotator: str) -> tuple[str, ...]:
 
 def _csv(lines: Sequence[Sequence[str]]) -> str:
     made = io.StringIO(newline="")
-    writer = csv.writer(made, lineterminator="\n")
+    writer = csv.writer(made)
     writer.writerow(_OUT)
     writer.writerows(lines)
     return made.getvalue()

@@ -36,7 +36,7 @@ class PickPlan:
 
     random_share: float = 0.25
     disagreement_share: float = 0.5
-    keep: float = 4.0
+    keep: float = 3.0
 
     def __post_init__(self) -> None:
         if not (0.0 < self.random_share <= 1.0 and 0.0 <= self.disagreement_share <= 1.0 and self.keep >= 1.0):

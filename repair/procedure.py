@@ -63,8 +63,9 @@ class RepairPlan:
 
     `budget` labels in all; `n_validation` and `n_held_out` rows at random come first, the former to choose the scale
     and later to learn from, the latter for the gate alone; then `per_round` a round. `n_ancestors` of the nearest are
-    tried on validation rows. Asking ends early when the winner's held-out accuracy is within `tolerance` of what
-    the drifted version and its ancestor had when they were healthy.
+    tried on validation rows, statistics are made anew from `statistics_rows`, labels are chosen among `pick_from` rows
+    at random. Asking ends early when the lower limit of the winner's accuracy is within
+    `tolerance` of what the drifted version and its ancestor had when they were healthy.
     """
 
     budget: int = 200
@@ -72,8 +73,10 @@ class RepairPlan:
     n_held_out: int = 60
     per_round: int = 100
     n_ancestors: int = 3
-    tolerance: float = 0.01
-    statistics_rows: int = 512
+    tolerance: float = 0.05
+    statistics_rows: int = 256
+    pick_from: int = 1000
+    replay_far: float = 1.0
     search: SearchPlan = field(default_factory=SearchPlan)
     picking: PickPlan = field(default_factory=PickPlan)
     refine: RefinePlan = field(default_factory=RefinePlan)
@@ -87,7 +90,7 @@ class Case:
     `rows` (n, ...) are recent and unlabelled, `labels` what is known of them by row number. `parameters` gives those of
     a version (raises NoParameterSpace), `probabilities` what a version says of rows, (n, n_classes), for versions that
     are not of `model`. `ancestors` come nearest first. `slices` are rows on which a repair may not lose; `replay` are
-    older labelled rows of the lineage, which a refinement sees beside the new ones.
+    the labelled rows that versions were made with, which a refinement sees beside the new ones.
     """
 
     rows: Array
@@ -102,7 +105,7 @@ class Case:
     accuracy_before: float | None = None
     accuracy_now: float | None = None
     slices: Mapping[str, LabelledRows] = field(default_factory=dict)
-    replay: LabelledRows | None = None
+    replay: Mapping[str, LabelledRows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,19 +301,23 @@ def _labels(state: RepairState, case: Case, plan: RepairPlan) -> RepairState:
     assert case.model is not None
     start = case.artifacts.get(state.made[REPAIRED])
     taken = {*state.validation, *state.held_out, *state.informative}
-    said = [case.model.probabilities(start, case.rows)]
-    for version in (state.drifted, *([state.ancestor] if state.ancestor else [])):
-        said.append(_probabilities(version, case, case.rows))
+    rng = _rng(state, "labels")
+    free = np.setdiff1d(np.arange(len(case.rows)), np.fromiter(taken, dtype=np.int64, count=len(taken)))
+    if len(free) > plan.pick_from:
+        free = np.sort(rng.choice(free, size=plan.pick_from, replace=False))
+    rows = case.rows[free]
+    said = [case.model.probabilities(start, rows), _probabilities(state.drifted, case, rows)]
+    if state.ancestor is not None:
+        said.append(_probabilities(state.ancestor, case, rows))
     picks = pick(
         said[0],
         min(plan.per_round, plan.budget - state.n_labels),
-        _rng(state, "labels"),
+        rng,
         members=np.stack(said),
-        embeddings=case.model.embeddings(start, case.rows),
-        taken=taken,
+        embeddings=case.model.embeddings(start, rows),
         plan=plan.picking,
     )
-    return replace(state, asked=tuple(one.row for one in picks))
+    return replace(state, asked=tuple(int(free[one.row]) for one in picks))
 
 
 def _refine(state: RepairState, case: Case, plan: RepairPlan) -> RepairState:
@@ -318,9 +325,10 @@ def _refine(state: RepairState, case: Case, plan: RepairPlan) -> RepairState:
     fresh = LabelledRows(*_labelled((*state.validation, *state.informative), case))
     seed = int(_rng(state, "refine").integers(1 << 31))
     start = case.artifacts.get(state.made[START])
-    said: dict[str, Any] = {"n_labels": len(fresh), "n_replayed": len(case.replay) if case.replay else 0}
+    older = _replayed(state, case, plan)
+    said: dict[str, Any] = {"n_labels": len(fresh), "n_replayed": len(older) if older is not None else 0}
     try:
-        refined = refine(case.model, start, fresh, plan.refine, seed=seed, replay=case.replay)
+        refined = refine(case.model, start, fresh, plan.refine, seed=seed, replay=older)
         state = _put(state, case, REPAIRED, refined.parameters)
         said["refinement"] = refined.plain()
     except RepairRefused as error:
@@ -403,12 +411,31 @@ def _by_votes(state: RepairState, case: Case) -> str | None:
 def _is_well(state: RepairState, verdict: Verdict, case: Case, plan: RepairPlan) -> bool:
     known = [one.accuracy for one in case.ancestors if one.version == state.ancestor]
     healthy = [accuracy for accuracy in (case.accuracy_before, *known) if accuracy is not None]
-    return bool(healthy) and verdict.shares[verdict.winner].value >= max(healthy) - plan.tolerance
+    return bool(healthy) and verdict.shares[verdict.winner].low >= max(healthy) - plan.tolerance
 
 
 def _labelled(numbers: Sequence[int], case: Case) -> tuple[Array, Array]:
     at = np.asarray(numbers, dtype=np.int64)
     return case.rows[at], np.asarray([case.labels[row] for row in numbers], dtype=np.int64)
+
+
+def _replayed(state: RepairState, case: Case, plan: RepairPlan) -> LabelledRows | None:
+    """Older labelled rows: as many from versions far from the current data as from the ancestors that are near it."""
+    near = [case.replay[version] for version in state.ancestors if version in case.replay]
+    far = [given for version, given in case.replay.items() if version not in state.ancestors]
+    near, far = [given for given in near if len(given)], [given for given in far if len(given)]
+    if not near and not far:
+        return None
+    others = _together(far) if far else None
+    if near and others is not None:
+        n = round(sum(map(len, near)) * plan.replay_far)
+        at = _rng(state, "replay").choice(len(others), size=min(n, len(others)), replace=False)
+        others = LabelledRows(others.rows[at], others.labels[at])
+    return _together([*near, *([others] if others is not None else [])])
+
+
+def _together(parts: Sequence[LabelledRows]) -> LabelledRows:
+    return LabelledRows(np.concatenate([p.rows for p in parts]), np.concatenate([p.labels for p in parts]))
 
 
 def _rng(state: RepairState, purpose: str) -> np.random.Generator:

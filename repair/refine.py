@@ -40,20 +40,22 @@ class RefinePlan:
     """How labels are used: Adam with batches of `batch_rows`, of which a share of `replayed` are older rows where there
     are any, until each new row was seen `n_epochs` times; the step size falls from `step_size` to zero.
 
-    Of the new rows a share of `aside` is looked at every `look_every` steps, and it stops when `patience` looks in a
-    row brought nothing. `pull` weighs the squared distance from the start, `rank` is of the changes to each matrix.
+    Of the new rows a share of `aside` is looked at `n_looks` times on the way, and it stops when `patience` looks in a
+    row brought nothing; steps are large at first, so a loss that rises in the beginning says little. `pull` weighs the
+    squared distance from the start, `rank` is of the changes to each matrix. Networks with matrices of some thousand
+    rows are refined in low rank; small ones are no cheaper so, and do better as a whole (`docs/repair.md`).
     """
 
-    kind: Kind = "low_rank"
+    kind: Kind = "whole"
     n_epochs: float = 14.0
-    step_size: float = 0.01
+    step_size: float = 0.007
     batch_rows: int = 64
     replayed: float = 0.5
     pull: float = 0.0
     rank: int = 16
     aside: float = 0.15
-    look_every: int = 10
-    patience: int = 3
+    n_looks: int = 8
+    patience: int = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +299,7 @@ def _descend(
     optimiser = torch.optim.Adam(changes.free, lr=plan.step_size, fused=True)
     n_new, draw = _batches(new, old, plan, generator)
     n_steps = best.most_steps = max(1, round(plan.n_epochs * len(new.rows) / n_new))
+    every = max(1, n_steps // plan.n_looks)
     for step in range(1, n_steps + 1):
         for group in optimiser.param_groups:
             group["lr"] = plan.step_size * (1.0 - (step - 1) / n_steps)
@@ -309,7 +312,7 @@ def _descend(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         best.n_steps = step
-        if step % plan.look_every and step != n_steps:
+        if step % every and step != n_steps:
             continue
         best.losses.append(looked())
         if best.losses[-1] < lowest:

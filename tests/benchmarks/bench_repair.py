@@ -18,7 +18,7 @@ import time
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,11 @@ class Histograms:
 
     def psi(self, rows: Array) -> float:
         """The mean over features of the population stability index of rows against these."""
-        live = Histograms.of(rows, self.edges).shares
+        return self.unlike(Histograms.of(rows, self.edges))
+
+    def unlike(self, other: Histograms) -> float:
+        """The same of other histograms over the same bins."""
+        live = other.shares
         return float(np.mean(np.sum((live - self.shares) * np.log(live / self.shares), axis=0)))
 
 
@@ -216,7 +220,8 @@ class Rollback(Method):
     name = "rollback"
 
     def change(self, rows: Array, labels: Array) -> None:
-        self.parameters = min(self.versions, key=lambda v: v.histograms.psi(rows)).parameters
+        now = Histograms.of(rows, self.versions[0].histograms.edges)
+        self.parameters = min(self.versions, key=lambda v: v.histograms.unlike(now)).parameters
 
 
 class Retrain(Method):
@@ -278,9 +283,9 @@ class Repair(Method):
 
     name = "repair"
 
-    def _ancestor(self, name: str, rows: Array) -> Ancestor:
+    def _ancestor(self, name: str, now: Histograms) -> Ancestor:
         version = self.versions[int(name)]
-        return Ancestor(name, version.histograms.psi(rows), "healthy", version.accuracy)
+        return Ancestor(name, version.histograms.unlike(now), "healthy", version.accuracy)
 
     def __init__(self, stream: Stream, model: TorchModel, first: list[Version], seed: int) -> None:
         super().__init__(stream, model, first, seed)
@@ -307,9 +312,9 @@ class Repair(Method):
             probabilities=probabilities,
             artifacts=MemoryArtifacts(),
             model=self.model,
-            own_drift=self.versions[self.serving].histograms.psi(rows),
+            own_drift=self.versions[self.serving].histograms.unlike(now),
             accuracy_before=self.versions[self.serving].accuracy,
-            replay=together([version.labelled for version in self.versions]),
+            replay={str(i): version.labelled for i, version in enumerate(self.versions)},
         )
         state = begin(self.stream.name, str(self.serving), f"{self.seed}-{self.spent.n_changes}")
         while True:
@@ -328,8 +333,11 @@ class Repair(Method):
             version = Version(made, now, LabelledRows(rows[at], labels[at]), shares[winner]["value"])
             self.versions.append(version)
             self.serving = len(self.versions) - 1
-        elif winner == "rollback":
-            self.serving = int(state.ancestor or self.serving)
+        else:
+            self.serving = int(state.ancestor or self.serving) if winner == "rollback" else self.serving
+            before = self.versions[self.serving]
+            labelled = together([before.labelled, LabelledRows(rows[at], labels[at])])
+            self.versions[self.serving] = replace(before, labelled=labelled)
         registered(state, str(self.serving))
         self.parameters = self.versions[self.serving].parameters
 
