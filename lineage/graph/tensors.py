@@ -69,13 +69,14 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class StoreFigures:
-    """How much is kept: `bytes_named` is what the versions would take if each had its own file of weights,
-    `bytes_kept` what the files of tensors and manifests take."""
+    """How much is kept: `bytes_named` are the weights of all versions, as if nothing was shared, `bytes_distinct` those
+    of the distinct tensors, and `bytes_kept` what the files of tensors and manifests take."""
 
     n_versions: int
     n_named: int
     n_tensors: int
     bytes_named: int
+    bytes_distinct: int
     bytes_kept: int
 
     @property
@@ -212,7 +213,8 @@ class TensorStore:
         refs = list(self._refs())
         manifests, tensors = list(self._blobs.keys(_MANIFESTS)), list(self._blobs.keys(_TENSORS))
         kept = sum(self._blobs.size(key) for key in (*manifests, *tensors))
-        return StoreFigures(len(manifests), len(refs), len(tensors), sum(ref.n_bytes for ref in refs), kept)
+        named, distinct = (sum(ref.n_bytes for ref in some) for some in (refs, set(refs)))
+        return StoreFigures(len(manifests), len(refs), len(tensors), named, distinct, kept)
 
     def _refs(self) -> Iterator[TensorRef]:
         for content in self.contents():

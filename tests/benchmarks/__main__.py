@@ -16,6 +16,7 @@ BENCHMARKS = {
     "choice_digits": "how well they choose among real models, for digits under changing corruption",
     "rollout": "what rollouts do about good and bad versions, simulated",
     "lifecycle": "what deploying, trying, promoting, rolling back, replacing and removing do to requests under load",
+    "lineage_tensors": "what a family of networks costs to keep, and whether claimed parents are judged rightly",
     "drills": "three times the load that extensions bear, killed replicas, and what many requests leave behind",
 }
 

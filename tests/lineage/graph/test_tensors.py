@@ -84,6 +84,8 @@ def test_a_tensor_that_two_versions_share_is_kept_once(store: TensorStore) -> No
     figures = store.figures()
     assert (figures.n_versions, figures.n_named, figures.n_tensors) == (2, 11, 6)
     assert figures.bytes_named == first.n_bytes + second.n_bytes
+    assert figures.bytes_distinct == first.n_bytes + head.nbytes
+    assert figures.bytes_distinct < figures.bytes_kept < 1.05 * figures.bytes_distinct
     assert 0.4 < figures.saved_share < 0.5
     assert first.tensors["head"] == second.tensors["again"]
     assert sorted(store.contents()) == sorted([first.content, second.content])
