@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping
 from typing import Any
+
+import orjson
 
 from lineage.errors import LineageRefused
 from lineage.graph.records import (
@@ -76,14 +77,14 @@ def signature_to_bytes(data: DataSignature) -> bytes:
     """A signature as bytes: a line of JSON with the sizes of the sketches, then the sketches."""
     head = signature_to_dict(data, sketches=False)
     head["n_bytes"] = [len(column.sketch) for column in data.columns]
-    return b"\n".join([json.dumps(head).encode(), b"".join(column.sketch for column in data.columns)])
+    return b"\n".join([orjson.dumps(head), b"".join(column.sketch for column in data.columns)])
 
 
 def signature_from_bytes(body: bytes) -> DataSignature:
     """The signature of `signature_to_bytes`. Raises LineageRefused for other bytes."""
     line, _, sketches = body.partition(b"\n")
     try:
-        head = json.loads(line)
+        head = orjson.loads(line)
         sizes = head.pop("n_bytes")
         if sum(sizes) != len(sketches):
             raise ValueError("sketches are missing")

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NewType
 
+import orjson
+
 from lineage.errors import LineageRefused
 
 VersionId = NewType("VersionId", str)  # SHA-256 over the tensors, 64 hex digits: `lineage.identity.hash_tensors`
@@ -133,11 +135,13 @@ class DataSignature:
     @property
     def id(self) -> SignatureId:
         """The hash of all that the signature says, sketches included."""
-        whole = hashlib.sha256(f"{self.dataset}\0{self.n_rows}\0".encode())
+        heads = [
+            (column.name, column.datatype, column.shape, column.moments and column.moments.values, len(column.sketch))
+            for column in self.columns
+        ]
+        whole = hashlib.sha256(orjson.dumps([self.dataset, self.n_rows, heads]))
         for column in self.columns:
-            moments = column.moments and column.moments.values
-            head = [column.name, column.datatype, column.shape, moments, len(column.sketch)]
-            whole.update(f"{json.dumps(head)}\0".encode() + column.sketch)
+            whole.update(column.sketch)
         return SignatureId(whole.hexdigest())
 
 

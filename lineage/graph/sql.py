@@ -130,8 +130,8 @@ class SqlLineageStore(LineageStore):
             return 0
         with transaction(self._engine) as connection:
             # First of all, so that who writes at the same time waits here.
-            connection.execute(update(_COUNTERS).where(_FACTS).values(value=_COUNTERS.c.value))
-            last = _counter(connection)
+            locking = update(_COUNTERS).where(_FACTS).values(value=_COUNTERS.c.value).returning(_COUNTERS.c.value)
+            last = connection.execute(locking).scalar_one()
             news = news_of(_known(connection, versions, edges), versions, edges)
             _write(connection, news, last)
             _check(connection, news)
@@ -247,8 +247,8 @@ def _known(connection: Connection, versions: Sequence[Version], edges: Sequence[
     """What the database knows of all that these mention."""
     ids = list(dict.fromkeys([v.id for v in versions] + [end for edge in edges for end in (edge.parent, edge.child)]))
     names = list(dict.fromkeys((version.name, version.number) for version in versions if version.name))
-    with_data = list(dict.fromkeys(version.id for version in versions if version.data is not None))
     known_ids = {row.id for row in _rows(connection, _VERSIONS, _VERSIONS.c.id, ids)}
+    with_data = list({version.id for version in versions if version.data is not None} & known_ids)
     return Known(
         known_ids,
         {
@@ -269,13 +269,11 @@ def _known_edges(connection: Connection, edges: Sequence[Edge]) -> dict[EdgeKey,
 
 
 def _write(connection: Connection, news: News, last: int) -> None:
-    signatures = list(news.signatures)
-    have = {row.id for row in _rows(connection, _SIGNATURES, _SIGNATURES.c.id, signatures)}
+    if news.signatures:  # some may be there: other versions were trained on the same data
+        bodies = [{"id": id_, "body": signature_to_bytes(data)} for id_, data in news.signatures.items()]
+        connection.execute(_ignoring(connection, _SIGNATURES), bodies)
     number = last
     rows: dict[Table, list[dict[str, Any]]] = {
-        _SIGNATURES: [
-            {"id": id_, "body": signature_to_bytes(news.signatures[id_])} for id_ in signatures if id_ not in have
-        ],
         _VERSIONS: [{"id": node.id, "made_s": node.made_s} for node in news.nodes],
         _NAMES: [
             {"name": named.name, "version_number": named.number, "version": named.version} for named in news.names
@@ -287,10 +285,9 @@ def _write(connection: Connection, news: News, last: int) -> None:
         _EDGES: [_row_of(edge) for edge in news.edges],
     }
     for table, found in rows.items():
-        if "number" in table.c:
-            for row in found:
-                number += 1
-                row["number"] = number
+        for row in found:
+            number += 1
+            row["number"] = number
         if found:
             connection.execute(insert(table), found)
     if number > last:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import pairwise
+from unittest import mock
 
 import networkx as nx
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lineage.graph.graph as in_memory
 from lineage.errors import UnknownVersion
 from lineage.graph.graph import CommonAncestor, HealthyAncestor, Impact, LineageGraph, Path
 from lineage.graph.memory import MemoryLineageStore
@@ -143,6 +145,8 @@ def test_the_nearest_healthy_ancestor_is_found_and_the_fewest_are_asked(
     assert set(asked) == {a for a in above if best is None or above[a] <= above[best]}
     known = {a: d for a, d in drift.items() if d is not None}
     assert graph.nearest_healthy_ancestor(id_, known, 0.2, through) == expected
+    with mock.patch.object(in_memory, "_FEW", 1):
+        assert graph.nearest_healthy_ancestor(id_, known, 0.2, through) == expected
     array = np.array([known.get(a, math.nan) for a in graph.versions()])
     assert graph.nearest_healthy_ancestor(id_, array, 0.2, through) == expected
 
