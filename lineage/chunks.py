@@ -289,14 +289,15 @@ class Numbers:
     """The numbers of a chunk, for who adds up thousands of requests at once. Read-only.
 
     One entry per group: `which` of the chunk's settings, `at_s`, how many requests (`sizes`), and where its steps begin
-    (`first_step`); one per request, group after group: `latencies_ms`, `n_rows`, `confidences` (NaN: none); one per
-    step: `took_ms`, `batch_rows`, in the order of the setting's steps.
+    (`first_step`); one per request, group after group: `seqs`, `latencies_ms`, `n_rows`, `confidences` (NaN: none); one
+    per step: `took_ms`, `batch_rows`, in the order of the setting's steps.
     """
 
     which: Array
     at_s: Array
     sizes: Array
     first_step: Array
+    seqs: Array
     latencies_ms: Array
     n_rows: Array
     confidences: Array
@@ -412,6 +413,7 @@ class Chunk:
             self._at_s,
             self._sizes,
             first_step,
+            self._seqs,
             self._latencies_ms,
             self._n_rows,
             self._confidences,

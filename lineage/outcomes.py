@@ -41,8 +41,8 @@ class Setting:
     is the name of the error that was the answer, or empty. `considered` are the plan ids that the chooser could have
     taken, each with the probability with which it takes it, and `chosen` the one it took (empty: `plan`). `giver` is
     the extension whose outputs the answer is made of, empty where that is not a single one; `failed` are those that
-    were tried and did not do it, as far as that is known. Of the plan that was taken `expected_ms` and `expected_cost`
-    (per row) had been predicted, 0 where that is not known; `reason` is why it was.
+    were tried and did not do it, as far as that is known. Of the plan that was taken `expected_ms`, `expected_cost`
+    (per row) and `expected_accuracy` had been predicted, 0 where that is not known; `reason` is why it was.
     Raises ValueError for a probability outside [0, 1].
     """
 
@@ -68,6 +68,7 @@ class Setting:
     expected_ms: float = 0.0
     expected_cost: float = 0.0
     reason: str = ""
+    expected_accuracy: float = 0.0
 
     def __post_init__(self) -> None:
         for plan, propensity in self.considered:

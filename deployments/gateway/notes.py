@@ -185,7 +185,8 @@ class JournalNotes:
 
 
 def _expected(plan: Plan) -> dict[str, float]:
-    return {"expected_ms": plan.prediction.p50_ms, "expected_cost": plan.prediction.cost}
+    said = plan.prediction
+    return {"expected_ms": said.p50_ms, "expected_cost": said.cost, "expected_accuracy": said.accuracy}
 
 
 def _ran(steps: Sequence[StepRecord]) -> tuple[tuple[int, str], ...]:

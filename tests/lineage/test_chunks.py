@@ -94,6 +94,7 @@ def check_numbers(decoded: Chunk, added: list[dict[str, Any]]) -> None:
     assert numbers.latencies_ms.tolist() == [one for group in added for one in group["latencies_ms"]]
     assert numbers.n_rows.tolist() == [one for group in added for one in group["n_rows"]]
     assert len(numbers.confidences) == decoded.head.n_requests
+    assert numbers.seqs.tolist() == [seq for group in decoded.groups() for seq in group.seqs.tolist()]
     for group, which, first in zip(added, numbers.which.tolist(), numbers.first_step.tolist(), strict=True):
         assert decoded.settings[which] == group["setting"]
         for k, (_, _, took_ms, batch_rows) in enumerate(group["steps"], first):

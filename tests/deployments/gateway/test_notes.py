@@ -260,5 +260,6 @@ def test_what_could_have_been_chosen_is_noted_with_its_probabilities() -> None:
         assert setting.propensity == 0.25
         assert setting.reason == "it is tried"
         assert setting.expected_ms == answer.plan.prediction.p50_ms > 0.0
+        assert setting.expected_accuracy == answer.plan.prediction.accuracy > 0.0
 
     kept(scenario, chooser_for=lambda goal, terms, plans, without: Second(plans))
