@@ -28,7 +28,8 @@ from deployments.gateway.metadata import parts_of
 from lineage.outcomes import Setting
 from planner.cards import ExtensionId
 from planner.catalogue import Catalogue
-from planner.choice.controller import Candidate, Controller, Way
+from planner.choice import DEFAULT_POLICY
+from planner.choice.controller import Candidate, Controller, Way, Weights
 from planner.choice.controller import load as load_weights
 from planner.choice.exp3 import Exp3, Exp4
 from planner.choice.greedy import EpsilonGreedy, Prior
@@ -40,7 +41,7 @@ from planner.choice.rules import Rule, Rules, marked
 from planner.choice.segments import of_tags, of_user
 from planner.choice.thompson import Thompson
 from planner.choosing import Chooser, Chosen, FirstPlan, PlansWithout
-from planner.errors import FenixError, NoPlan
+from planner.errors import ArtifactRefused, FenixError, NoPlan
 from planner.goals import Objective, Terms
 from planner.plans import Plan, PlanSet
 
@@ -431,10 +432,17 @@ def choosing_of(
     ledger: Ledger,
     load: Callable[[], float],
 ) -> Choosing:
-    """As the settings want it. Raises ArtifactRefused for weights that cannot be read."""
+    """As the settings want it. Where the controller's weights cannot be read it is the default policy, with a warning:
+    a file that is gone is no reason not to serve."""
     posteriors = Posteriors()
+    weights: Weights | None = None
+    if options.policy == "controller":
+        try:
+            weights = load_weights(Path(options.weights))
+        except ArtifactRefused as error:
+            _log.warning("%s The %s policy chooses instead, until a gateway starts anew.", error.text(), DEFAULT_POLICY)
     policy: Policy
-    if options.policy == "thompson":
+    if options.policy == "thompson" or (options.policy == "controller" and weights is None):
         policy = Thompson(posteriors, share=options.share, burst=options.burst)
     elif options.policy == "greedy":
         policy = EpsilonGreedy(posteriors, epsilon=options.share)
@@ -442,10 +450,9 @@ def choosing_of(
         policy = Exp3(mixing=options.share)
     elif options.policy == "exp4":
         policy = Exp4(mixing=options.share)
-    elif options.policy == "controller":
-        weights = load_weights(Path(options.weights))
+    elif weights is not None:
         policy = Controller(weights, lambda arm: made.way_of(arm), mixing=options.share)
     else:
         policy = Prior()
-    made = Choosing(engine, ledger, policy, posteriors, load=load if options.policy == "controller" else None)
+    made = Choosing(engine, ledger, policy, posteriors, load=None if weights is None else load)
     return made

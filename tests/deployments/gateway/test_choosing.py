@@ -34,7 +34,7 @@ from planner.choice.policy import Arm, Choice, Context, Result
 from planner.choice.posteriors import Posteriors
 from planner.choice.thompson import Thompson
 from planner.choosing import FirstPlan
-from planner.errors import ArtifactRefused, ExtensionRaised, NoPlan, StoreUnavailable
+from planner.errors import ExtensionRaised, NoPlan, StoreUnavailable
 from planner.features import Array, Feature, Port, Rows
 from planner.goals import Goal, Terms
 from tests.deployments.gateway.test_rollouts import Desk, rollout, rules
@@ -347,8 +347,38 @@ def test_a_controller_decides_by_its_weights(tmp_path: Path) -> None:
         assert served["neat@1"] > 20
 
     house(tmp_path, scenario, ChoiceOptions("controller", weights=str(weights)))
-    with pytest.raises(ArtifactRefused):
-        house(tmp_path, scenario, ChoiceOptions("controller", weights=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize("written", [None, b"", b"no weights of anything"])
+def test_a_gateway_whose_weights_are_gone_or_broken_serves_on_and_says_so(
+    tmp_path: Path, written: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    if written is not None:
+        weights.write_bytes(written)
+
+    async def scenario(house: House) -> None:
+        assert isinstance(house.choosing.policy, Thompson)
+        assert sum((await house.served(40, "ann")).values()) == 40
+        assert "weights.safetensors" in caplog.text
+        assert "thompson policy chooses instead" in caplog.text
+
+    house(tmp_path, scenario, ChoiceOptions("controller", weights=str(weights)))
+
+
+def test_a_controller_that_was_trained_on_other_extensions_serves_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from planner.choice.controller import save, untrained
+
+    weights = tmp_path / "weights.safetensors"
+    save(untrained(["gone@1", "another@7"], ["user=bob"], np.random.default_rng(0)), weights)
+
+    async def scenario(house: House) -> None:
+        assert (await house.served(40, "ann"))["neat@1"] > 20  # as is predicted
+        assert caplog.text == ""
+
+    house(tmp_path, scenario, ChoiceOptions("controller", weights=str(weights)))
 
 
 class Confused:
