@@ -37,6 +37,16 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def is_missing(url: str) -> bool:
+    """Whether the URL is that of an SQLite file which is not there; `open_database` would make an empty one."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return False  # opening it says what is wrong
+    file = parsed.database if parsed.get_backend_name() == "sqlite" else None
+    return bool(file) and file != ":memory:" and not Path(str(file)).exists()
+
+
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """A transaction, committed at the end of the block. Raises StoreUnavailable when the database fails; then nothing

@@ -5,7 +5,8 @@
     rules.py                what users pin or exclude
     rule_store.py           the rules in SQL
     posteriors.py           what is believed of each plan for each segment; gateways share it
-    learner.py              makes that of the journal, and tells the gateways
+    judging.py              what counts of an outcome, and how right an answer was
+    learner.py              makes beliefs of the journal, and tells the gateways
     tracks.py               one number that may change: sums that fade, and a test for shifts
     best.py                 how likely each of several unsure numbers is the largest
 
@@ -17,7 +18,9 @@ The policies
 
 Comparing them
     worlds.py               simulated worlds whose truth is known
-    evaluation.py           what a policy would have brought, from the journal of another
+    evaluation.py           what a policy would have brought, from outcomes of another
+    journaled.py            such outcomes, from the journal
+    offline.py              compares policies on them, and trains the controller
 """
 
 from typing import Final

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,8 @@ class Weights:
 
     `state` (n_hidden, n_state), `edge` (n_hidden, n_edge), `fit` and `bias` (n_hidden,) make the hidden layer, of which
     tanh is taken; `out` (n_hidden,) and `straight` (n_edge,), past the hidden layer, make the score. `step_table`
-    (n_steps + 1, N_STEP) and `segment_table` (n_segments + 1, N_SEGMENT) are what names stand for.
+    (n_steps + 1, N_STEP) and `segment_table` (n_segments + 1, N_SEGMENT) are what names stand for. They were trained on
+    outcomes of `goal` until `until_s`, since 1970; empty and 0 where that is not known.
     """
 
     state: Floats
@@ -175,6 +177,8 @@ class Weights:
     segment_table: Floats
     steps: Mapping[str, int]
     segments: Mapping[str, int]
+    goal: str = ""
+    until_s: float = 0.0
 
     def state_row(self, state: State) -> Floats:
         """What the network sees of a state, without its segment's numbers, shape (n_state - N_SEGMENT,)."""
@@ -322,12 +326,19 @@ class Controller:
 
 
 def save(weights: Weights, path: Path) -> None:
-    """Writes the weights as a safetensors file."""
-    from safetensors.numpy import save_file
+    """Writes the weights as a safetensors file, whole or not at all. Raises OSError."""
+    from safetensors.numpy import save as encoded
 
     names = {"steps": list(weights.steps), "segments": list(weights.segments)}
+    source = {"goal": weights.goal, "until_s": weights.until_s}
     arrays = {name: np.ascontiguousarray(getattr(weights, name)) for name in ARRAYS}
-    save_file(arrays, path, {"format": FORMAT, "names": json.dumps(names)})
+    written = encoded(arrays, {"format": FORMAT, "names": json.dumps(names), "source": json.dumps(source)})
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(written)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Weights:
@@ -342,7 +353,9 @@ def load(path: Path) -> Weights:
             arrays: dict[str, Any] = {name: file.get_tensor(name) for name in ARRAYS}
         names = json.loads(meta["names"])
         steps, segments = names["steps"], names["segments"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        source = json.loads(meta.get("source", "{}"))
+        goal, until_s = str(source.get("goal", "")), float(source.get("until_s", 0.0))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactRefused(f"{path.name} cannot be read as weights of a controller: {error}") from None
     for known in (steps, segments):
         if not isinstance(known, list) or not all(isinstance(n, str) for n in known) or len(set(known)) != len(known):
@@ -368,4 +381,6 @@ def load(path: Path) -> Weights:
         **arrays,
         steps={name: i for i, name in enumerate(steps)},
         segments={name: i for i, name in enumerate(segments)},
+        goal=goal,
+        until_s=until_s,
     )

@@ -81,6 +81,7 @@ def train(examples: Sequence[Example], seed: int = 0, n_epochs: int = 80) -> Wei
         raise BadRequest("a controller is trained from outcomes with propensities only.")
     rng = np.random.default_rng(seed)
     weights = untrained(_frequent(examples, _MOST_STEPS), _segments(examples, _MOST_SEGMENTS), rng)
+    _forget_unseen(weights, examples)
     groups = _groups(examples, weights, rng)
     adam = _Adam(weights)
     best, best_value = weights, sum(group.value(weights, held_out=True) for group in groups)
@@ -106,6 +107,12 @@ def _frequent(examples: Sequence[Example], most: int) -> list[str]:
 def _segments(examples: Sequence[Example], most: int) -> list[str]:
     counts = Counter(example.state.segment for example in examples)
     return [name for name, _ in counts.most_common(most)]
+
+
+def _forget_unseen(weights: Weights, examples: Sequence[Example]) -> None:
+    """What was never other than 0, such as a load that nobody noted, is not to decide anything later on."""
+    seen = sum(np.abs(weights.state_row(example.state)) for example in examples)
+    weights.state[:, :-N_SEGMENT][:, np.asarray(seen) == 0.0] = 0.0
 
 
 class _Group:

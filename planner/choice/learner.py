@@ -1,14 +1,11 @@
 """Learns from the journal which plan serves whom, and tells the gateways.
 
-What a plan did counts for the plan that was chosen, also where another took over on the way. Requests that failed
-through no fault of a plan (refused, cancelled, wrong) do not count. A truth counts each row that was judged, a rating
-one; a number is right where it lies within a tenth of the standard deviation of the goal's true numbers, as where cards
-are measured (`deployments/measure.py`). Where feedback was changed, only the difference counts from then on.
+What a plan did counts for the plan that was chosen, also where another took over on the way; `judging.py` says what
+counts, and how. Where feedback was changed, only the difference counts from then on.
 """
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -20,19 +17,17 @@ import numpy as np
 import orjson
 
 from lineage.chunks import Chunk
-from lineage.feedback import Feedback, Verdict, judge
 from lineage.journal import Joined
-from lineage.outcomes import Outcome, Setting
+from lineage.outcomes import Setting
+from planner.choice.judging import Judging, teaches
 from planner.choice.policy import Arm, Context, Result
 from planner.choice.posteriors import Memory, Posteriors, SegmentRows
 from planner.choice.segments import Segments
-from planner.errors import BadRequest, DeadlineExceeded, FenixError, StepFailed
+from planner.errors import BadRequest
 
 MOST_SEGMENTS = 500  # of all goals
 MOST_RESULTS = 2_048  # the latest, that are kept for policies which learn from each
 MOST_GONE = 2_000  # segments that were given up, of which followers are told
-_CLOSE = 0.1  # standard deviations
-_FEW = 10  # true numbers, before their deviation is known; until then a number is compared with its own size
 _FORMAT = "fenix-choice-1"
 
 
@@ -85,7 +80,7 @@ class ChoiceLearner:
     def _begin(self, posteriors: Posteriors) -> None:
         self._posteriors = posteriors
         self._segments = Segments(MOST_SEGMENTS, self._often, given_up=self._give_up)
-        self._numbers: dict[tuple[str, str], tuple[float, float, float]] = {}  # n, mean, sum of squares around it
+        self._judging = Judging()
 
     def hear(self, chunk: Chunk) -> None:
         """As `Learner.hear`: adds up the requests of each setting."""
@@ -100,7 +95,7 @@ class ChoiceLearner:
         np.maximum.at(last_s, found.which, found.at_s)
         for k, setting in enumerate(chunk.settings):
             n = int(counts[k])
-            if n and _teaches(setting):
+            if n and teaches(setting):
                 mean = float(sums[k]) / n
                 spread = max(0.0, float(squares[k]) / n - mean * mean)
                 result = Result(
@@ -121,10 +116,10 @@ class ChoiceLearner:
             setting = one.outcome.setting
             if not (setting.goal and setting.plan):
                 continue
-            now = self._judged(one.outcome, one.feedback, is_new=True)
+            now = self._judging.judged(one.outcome, one.feedback)
             if now is None:
                 continue
-            before = None if one.before is None else self._judged(one.outcome, one.before, is_new=False)
+            before = None if one.before is None else self._judging.judged(one.outcome, one.before, is_new=False)
             if before is None:
                 judged = Result.judged(now[1], now[0], propensity=_propensity(setting), at_s=one.received_s)
                 self._learn(setting, judged, 0)
@@ -141,7 +136,7 @@ class ChoiceLearner:
                 "format": _FORMAT,
                 "posteriors": self._posteriors.to_json(),
                 "segments": self._segments.to_json(),
-                "numbers": [[*key, *numbers] for key, numbers in self._numbers.items()],
+                "numbers": [[*key, *numbers] for key, numbers in self._judging.numbers.items()],
             }
         )
 
@@ -158,7 +153,7 @@ class ChoiceLearner:
         except (BadRequest, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"not what was learned of plans ({error})") from None
         self._begin(posteriors)
-        self._segments, self._numbers = segments, numbers
+        self._segments, self._judging.numbers = segments, numbers
         self._version += 1
         self._forgotten, self._changed = self._version, {}
 
@@ -209,53 +204,6 @@ class ChoiceLearner:
         while len(self._changed) > MOST_SEGMENTS + MOST_GONE:
             self._forgotten = self._changed.pop(next(iter(self._changed)))
 
-    def _judged(self, outcome: Outcome, feedback: Feedback, is_new: bool) -> tuple[int, float] | None:
-        """How many rows were judged, and the sum of those that were right; None where nothing can be said."""
-        try:
-            verdict = judge(outcome, feedback)
-        except FenixError:
-            return None
-        if verdict.kind == "rating":
-            return (1, verdict.rating) if verdict.rating is not None else None
-        if verdict.kind == "label":
-            return (len(verdict.right), float(sum(verdict.right))) if verdict.right else None
-        return self._judged_numbers(outcome.setting.goal, verdict, is_new)
-
-    def _judged_numbers(self, goal: str, verdict: Verdict, is_new: bool) -> tuple[int, float] | None:
-        true = [float(number) for number in verdict.true]
-        if not true or not all(map(math.isfinite, true)):
-            return None
-        key = goal, verdict.output
-        n, mean, around = self._numbers.get(key, (0.0, 0.0, 0.0))
-        if is_new:  # Welford 1962, Technometrics 4
-            for number in true:
-                n += 1.0
-                before = mean
-                mean += (number - mean) / n
-                around += (number - before) * (number - mean)
-            if math.isfinite(around):
-                self._numbers[key] = n, mean, around
-        deviation = math.sqrt(around / n) if n >= _FEW else 0.0
-        close = [
-            error <= _CLOSE * (deviation if n >= _FEW else abs(number)) + 1e-6
-            for error, number in zip(verdict.absolute, true, strict=True)
-        ]
-        return len(close), float(sum(close))
-
 
 def _propensity(setting: Setting) -> float:
     return setting.propensity or 1.0
-
-
-def _names(kind: type[FenixError]) -> set[str]:
-    return {kind.__name__}.union(*[_names(other) for other in kind.__subclasses__()])
-
-
-_FAILED, _LATE = _names(StepFailed), _names(DeadlineExceeded)
-
-
-def _teaches(setting: Setting) -> bool:
-    """Whether such requests say anything of their plan. Who was late without having left says nothing."""
-    if not (setting.goal and setting.plan and setting.expected_ms > 0.0):
-        return False
-    return not setting.error or setting.error in _FAILED or (setting.error in _LATE and bool(setting.considered))
