@@ -11,6 +11,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -177,8 +178,10 @@ class FolderBlobs(Blobs):
 
     def tidy(self, before_s: float) -> None:
         for path in self._files():
-            if path.name.startswith(_TEMPORARY) and path.stat().st_mtime < before_s:
-                path.unlink(missing_ok=True)
+            if path.name.startswith(_TEMPORARY):
+                with suppress(FileNotFoundError):  # its writer is done, or somebody else tidies as well
+                    if path.stat().st_mtime < before_s:
+                        path.unlink()
 
     def _files(self) -> Iterator[Path]:
         return (path for path in self._folder.rglob("*") if path.is_file())

@@ -7,8 +7,8 @@ two versions are related can be told from weights; which of them came first cann
     fine-tune, specialise    the same names and shapes, and weights that correlate far above chance
     quantise                 the child is the parent rounded to a grid, each entry by no more than one step of it
     prune                    more zeros, and entries that are left equal the parent's, or correlate far above chance
-    merge                    near the affine span of the parents, tensor by tensor
-    repair                   near the line between the two parents, and between them
+    merge                    near the affine span of the parents, tensor by tensor (normalisation statistics apart)
+    repair                   near the line between the two parents, and between them (likewise)
     fuse                     each tensor is one of a parent's, and each parent gave some
     distil, retrain          nothing can be said: the child begins with weights of its own
 """
@@ -25,8 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lineage.errors import ArtifactRefused
-from lineage.graph.records import EdgeKind
+from lineage.graph.records import EdgeKind, VersionId
 from lineage.graph.rounding import rounded_share
+from lineage.graph.store import LineageStore
+from lineage.graph.tensors import TensorStore
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
@@ -35,6 +37,7 @@ FAR_ABOVE = 6.0  # standard deviations of chance; and at least this much correla
 LEAST_CORRELATION = 0.1
 ALL_BUT_A_FEW = 0.99  # of entries: rounding may clip, pruning may be followed by a step of training
 NEAR, FAR = 0.4, 0.9  # of the distance that chance gives
+_RE_ESTIMATED = ("running_mean", "running_var", "num_batches_tracked")  # on data, once the weights are there
 _MOST_ROWS = 512  # of a matrix that are looked at
 _N_SHUFFLED = 199
 _AT_ONCE = 1 << 18
@@ -82,6 +85,28 @@ def check_parentage(kind: EdgeKind, child: Tensors, parents: Sequence[Tensors], 
     if kind in (EdgeKind.MERGE, EdgeKind.REPAIR) and len(parents) > 1:
         return _check_span(kind, child, parents)
     return _check_related(kind, child, parents[0], rng)
+
+
+def check_stored(
+    lineage: LineageStore, tensors: TensorStore, child: VersionId, rng: np.random.Generator
+) -> tuple[Parentage, ...]:
+    """Holds every edge into a version against the weights that are kept, one result per kind of edge.
+
+    Where weights are not kept, nothing can be said. Raises UnknownVersion, ArtifactRefused for damaged weights, and
+    what the stores raise.
+    """
+    lineage.version(child)
+    parents: dict[EdgeKind, list[VersionId]] = {}
+    for edge in lineage.edges_into([child]):
+        parents.setdefault(edge.kind, []).append(edge.parent)
+    found = []
+    for kind, ids in parents.items():
+        missing = [id for id in (child, *ids) if not tensors.has(id)]
+        if missing:
+            found.append(_silent(kind, f"The weights of {_some([id[:12] for id in missing])} are not kept."))
+        else:
+            found.append(check_parentage(kind, tensors.load(child), [tensors.load(id) for id in ids], rng))
+    return tuple(found)
 
 
 def correlation(one: Tensors, other: Tensors, rng: np.random.Generator) -> tuple[float, float] | None:
@@ -176,6 +201,8 @@ def _check_span(kind: EdgeKind, child: Tensors, parents: Sequence[Tensors]) -> P
     """How far the child is from the parents' span, over how far those are from each other."""
     off = apart = 0.0
     for name, first in parents[0].items():
+        if name.rpartition(".")[2] in _RE_ESTIMATED:
+            continue
         residue, distance = _off_the_span(child[name], first, [parent[name] for parent in parents[1:]], kind)
         off, apart = off + residue, apart + distance
     chance = math.sqrt((1.0 + 1.0 / len(parents)) / 2.0)  # a further one, as far from each as they from each other

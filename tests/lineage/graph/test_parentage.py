@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lineage.errors import ArtifactRefused
-from lineage.graph.parentage import FAR_ABOVE, Parentage, check_parentage, correlation
-from lineage.graph.records import EdgeKind
+from lineage.errors import ArtifactRefused, UnknownVersion
+from lineage.graph.blobs import MemoryBlobs
+from lineage.graph.memory import MemoryLineageStore
+from lineage.graph.parentage import FAR_ABOVE, Parentage, check_parentage, check_stored, correlation
+from lineage.graph.records import Edge, EdgeKind, Version, VersionId
+from lineage.graph.tensors import TensorStore, content_hash
 from tests.lineage.graph.networks import Tensors, accuracy, fresh, trained
 
 FINE_TUNE, PRUNE, QUANTISE = EdgeKind.FINE_TUNE, EdgeKind.PRUNE, EdgeKind.QUANTISE
@@ -221,6 +224,14 @@ def test_a_repair_layer_by_layer_that_was_refined_with_labels_holds() -> None:
     assert check(REPAIR, refined, child(8), child(7)).holds
 
 
+def test_normalisation_statistics_of_a_repair_may_be_anything() -> None:
+    def with_statistics(tensors: Tensors, value: float) -> Tensors:
+        return {**tensors, "norm.running_var": np.full(32, value), "norm.num_batches_tracked": np.array(int(value))}
+
+    made = with_statistics(mixed(child(7), child(8), 0.4), 1e6)
+    assert check(REPAIR, made, with_statistics(child(7), 1.0), with_statistics(child(8), 2.0)).holds
+
+
 def test_a_merge_of_three_lies_in_their_plane() -> None:
     parents = [child(7), child(8), child(9)]
     mean = {name: (0.2 * parents[0][name] + 0.3 * parents[1][name] + 0.5 * parents[2][name]) for name in parents[0]}
@@ -255,3 +266,25 @@ def test_weights_that_are_not_finite_are_named(kind: EdgeKind) -> None:
         check(kind, with_value(network(0), "1.weight", np.nan), network(0))
     with pytest.raises(ValueError, match="no parents"):
         check(kind, network(0))
+
+
+def test_every_edge_into_a_stored_version_is_checked() -> None:
+    tensors, lineage = TensorStore(MemoryBlobs()), MemoryLineageStore()
+    one, other, middle = child(7), child(8), mixed(child(7), child(8), 0.5)
+    ids = [VersionId(tensors.put(version).content) for version in (one, other, middle)]
+    gone = VersionId(content_hash(network(0)))
+    lineage.add_all(
+        [Version(id) for id in (*ids, gone)],
+        [
+            Edge(ids[0], ids[2], EdgeKind.REPAIR),
+            Edge(ids[1], ids[2], EdgeKind.REPAIR),
+            Edge(ids[1], ids[2], EdgeKind.PRUNE),
+            Edge(gone, ids[2], EdgeKind.FINE_TUNE),
+        ],
+    )
+    found = {one.kind: one for one in check_stored(lineage, tensors, ids[2], np.random.default_rng(0))}
+    assert {kind: one.holds for kind, one in found.items()} == {REPAIR: True, PRUNE: False, FINE_TUNE: None}
+    assert gone[:12] in found[FINE_TUNE].sentence
+    assert check_stored(lineage, tensors, ids[0], np.random.default_rng(0)) == ()
+    with pytest.raises(UnknownVersion):
+        check_stored(lineage, tensors, VersionId("0" * 64), np.random.default_rng(0))

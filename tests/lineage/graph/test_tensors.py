@@ -228,3 +228,33 @@ def test_large_tensors_are_not_copied(tmp_path: Path) -> None:
     assert most < 6 << 20  # a tensor has 8 MiB
     with pytest.raises(ValueError, match="read-only"):
         loaded["a"][0] = 1.0
+
+
+class Killed(BaseException):
+    """What ends a process in the middle of something."""
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_a_writer_that_is_killed_leaves_either_nothing_or_a_whole_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    store, tensors = TensorStore(FolderBlobs(tmp_path)), network()
+    replace, done = Path.replace, 0
+
+    def killed(self: Path, target: Path) -> Path:
+        nonlocal done
+        if done == after:
+            raise Killed
+        done += 1
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(Killed):
+        store.put(tensors)
+    monkeypatch.undo()
+    content = content_hash(tensors)
+    assert not store.has(content)
+    assert store.figures().n_tensors == after
+    assert store.put(tensors).content == content
+    assert store.damaged(content) == ()
+    assert store.figures().n_tensors == 4
