@@ -7,6 +7,7 @@ feedback.py  what somebody says of an answer, and how it is held against it
 bulk.py      feedback from CSV and Parquet
 journal.py   outcomes and feedback in SQL
 learners.py  what follows the journal, and how it is read to them
+graph/       which version was made from which, and how; where parameters are kept once
 quality/     how well versions and plans do, from outcomes
 drift/       whether what a model sees is still what it was trained on
 models.py    model versions in MLflow: register, resolve, list, fetch; the one module that knows MLflow
