@@ -3,6 +3,8 @@ that `fenix --help` answers at once."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +12,7 @@ from typer.core import TyperGroup
 
 from fenix.commands.asking import infer, plan
 from fenix.commands.catalogue import describe, get
+from fenix.commands.choice import choice
 from fenix.commands.deploying import deploy, remove
 from fenix.commands.feedback import explain as explain_request
 from fenix.commands.feedback import feedback
@@ -32,6 +35,9 @@ class _Commands(TyperGroup):
                 raise
             fail(explain(error))
             raise typer.Exit(exit_code(error)) from None
+        except BrokenPipeError:  # whoever read has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it ends
+            raise typer.Exit(1) from None
         except Exception as error:
             # typer's own (Exit, Abort, wrong usage) pass: it shows them itself
             if ctx.params.get("debug") or type(error).__module__.startswith("typer"):
@@ -77,6 +83,7 @@ for command in (up, down, status, deploy, remove, get, describe, plan, infer, fe
 app.command("explain")(explain_request)
 app.add_typer(rollout)
 app.add_typer(rules)
+app.add_typer(choice)
 app.add_typer(schedule)
 app.add_typer(jobs)
 

@@ -70,7 +70,7 @@ class ProcessLauncher(Launcher):
         with self.log_of(job).open("ab") as log:
             return subprocess.Popen(
                 begin,
-                env=self._environment | {"FENIX_JOB": job.id},
+                env=self._environment | {"JOB_ID": job.id},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -140,7 +140,7 @@ class RayLauncher(Launcher):
             submission_id=_attempt(job),
             entrypoint_num_cpus=0,
             metadata={"fenix_job": job.id, "by": job.by},
-            runtime_env={"env_vars": self._environment | {"FENIX_JOB": job.id}},
+            runtime_env={"env_vars": self._environment | {"JOB_ID": job.id}},
         )
 
     async def look(self, job: Job) -> Look:

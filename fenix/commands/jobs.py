@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 LOG_LINES = 20
+MOST_SHOWN = 48  # characters of a command in a list
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The schedule.")]
 Id = Annotated[str, typer.Argument(metavar="ID", show_default=False, help="The job.")]
 Command = Annotated[
     list[str],
-    typer.Argument(metavar="COMMAND...", show_default=False, help="What is run; after --."),
+    typer.Argument(metavar="COMMAND", show_default=False, help="What is run; after --."),
 ]
 Lane = Annotated[str, typer.Option("--lane", help="Of the jobs of one lane one runs at a time.")]
 
@@ -196,11 +197,11 @@ def _shown_schedules(data: Sequence[Mapping[str, Any]]) -> Iterator[RenderableTy
             one["cron"] + ("" if one["timezone"] == "UTC" else f" ({one['timezone']})"),
             "paused" if one["paused"] else _when(one["next_s"]),
             one["missed"],
-            " ".join(one["command"]),
+            _short(one["command"]),
         )
         for one in data
     ]
-    yield grid(("schedule", "cron", "next", "missed", "command"), rows)
+    yield grid(("schedule", "cron", "next (UTC)", "missed", "command"), rows)
 
 
 def _shown_jobs(data: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
@@ -213,13 +214,12 @@ def _shown_jobs(data: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
             one["state"],
             _when(one["submitted_s"]),
             _took(one),
-            one["by"],
-            " ".join(one["command"]),
-            one["said"],
+            _short(one["command"]),
+            one["said"][:MOST_SHOWN],
         )
         for one in data
     ]
-    yield grid(("job", "state", "submitted", "took", "by", "command", "why"), rows, right=("took",))
+    yield grid(("job", "state", "submitted (UTC)", "took", "command", "why"), rows, right=("took",))
 
 
 def _shown_job(data: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -241,6 +241,11 @@ def _shown_job(data: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield from data["printed"]
 
 
+def _short(command: Sequence[str]) -> str:
+    said = " ".join(" ".join(command).split())
+    return said if len(said) <= MOST_SHOWN else said[: MOST_SHOWN - 1] + "…"
+
+
 def _took(data: Mapping[str, Any]) -> str:
     if data["started_s"] is None or data["ended_s"] is None:
         return ""
@@ -248,4 +253,4 @@ def _took(data: Mapping[str, Any]) -> str:
 
 
 def _when(at_s: float | None) -> str:
-    return "never" if at_s is None else datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return "never" if at_s is None else datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
