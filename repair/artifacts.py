@@ -7,8 +7,6 @@ import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-import numpy as np
-
 from repair.errors import RepairRefused, WeightsBroken
 from repair.vectors import Array, Parameters
 
@@ -55,7 +53,7 @@ class FolderArtifacts(Artifacts):
         path = self._folder / f"{_checked(key)}.safetensors"
         beside = path.with_suffix(f".{os.getpid()}.part")
         with beside.open("wb") as file:
-            file.write(save({name: np.ascontiguousarray(tensor) for name, tensor in parameters.items()}))
+            file.write(save({name: tensor.copy(order="C") for name, tensor in parameters.items()}))
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -38,7 +38,7 @@ from repair.picking import PickPlan, pick
 from repair.refine import LabelledRows, RefinePlan, one_epoch, refine
 from repair.search import SearchPlan, search
 from repair.torch_model import TorchModel
-from repair.vectors import Array, Parameters, apply, check_finite, repair_vector
+from repair.vectors import Array, Parameters, RepairVector, apply, check_finite, repair_vector
 
 START = "start"  # the best point that is known before labels refine it
 
@@ -254,19 +254,19 @@ def _vector(state: RepairState, case: Case, plan: RepairPlan) -> RepairState:
     loss = case.model.loss(rows, labels)
     recent = case.rows[: plan.statistics_rows]
     refused: dict[str, str] = {}
-    usable: dict[str, tuple[float, Parameters]] = {}
+    usable: dict[str, tuple[float, RepairVector]] = {}
     for version in state.ancestors:
         try:
             parameters = case.parameters(version)
-            repair_vector(parameters, drifted)
-            usable[version] = _number(loss(parameters)), parameters
+            vector = repair_vector(parameters, drifted)
+            usable[version] = _number(loss(parameters)), vector
         except RepairRefused as error:
             refused[version] = error.message
     starts: dict[str, tuple[float, Parameters]] = {"drifted": (_number(loss(drifted)), drifted)}
     said: dict[str, Any] = {"refused": refused}
     ancestor = min(usable, key=lambda version: usable[version][0], default=None)
     if ancestor is not None:
-        vector = repair_vector(usable[ancestor][1], drifted)
+        vector = usable[ancestor][1]
         found = search(drifted, vector, loss, plan.search)
         starts["interpolated"] = found.loss, apply(drifted, vector, found.scales)
         said |= {"ancestor": ancestor, "search": found.plain(), "norm": vector.norm}

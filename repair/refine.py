@@ -9,7 +9,7 @@ the last layer: Kirichenko, Izmailov and Wilson 2023, ICLR.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from repair.torch_model import TorchModel, as_rows, as_tensors
 from repair.vectors import Array, Parameters, check_finite
 
 Kind = Literal["last_layer", "low_rank", "whole"]
+
+_GATHERED = 16  # batches at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +49,15 @@ class RefinePlan:
     """
 
     kind: Kind = "whole"
-    n_epochs: float = 14.0
-    step_size: float = 0.007
+    n_epochs: float = 12.0
+    step_size: float = 0.01
     batch_rows: int = 64
     replayed: float = 0.5
     pull: float = 0.0
     rank: int = 16
     aside: float = 0.15
-    n_looks: int = 8
-    patience: int = 5
+    n_looks: int = 6
+    patience: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,13 +299,12 @@ def _descend(
     best = _Best(kept(), [looked()])
     lowest, since = best.losses[0], 0
     optimiser = torch.optim.Adam(changes.free, lr=plan.step_size, fused=True)
-    n_new, draw = _batches(new, old, plan, generator)
-    n_steps = best.most_steps = max(1, round(plan.n_epochs * len(new.rows) / n_new))
+    n_steps, batches = _batches(new, old, plan, generator)
+    best.most_steps = n_steps
     every = max(1, n_steps // plan.n_looks)
-    for step in range(1, n_steps + 1):
+    for step, (rows, labels) in enumerate(batches, 1):
         for group in optimiser.param_groups:
             group["lr"] = plan.step_size * (1.0 - (step - 1) / n_steps)
-        rows, labels = draw()
         optimiser.zero_grad()
         loss = nn.functional.cross_entropy(changes.logits(rows, len(rows) > 1), labels)
         if plan.pull:
@@ -326,22 +327,29 @@ def _descend(
 
 def _batches(
     new: _Rows, old: _Rows | None, plan: RefinePlan, generator: torch.Generator
-) -> tuple[int, Callable[[], tuple[torch.Tensor, torch.Tensor]]]:
-    """Draws batches: all new rows equally often, the older ones by chance. With the number of new rows in each."""
+) -> tuple[int, Iterator[tuple[torch.Tensor, torch.Tensor]]]:
+    """How many batches there are, and the batches: all new rows equally often, the older ones by chance.
+
+    Some are gathered at once, which takes a tenth of the time of gathering one by one.
+    """
     n_new = min(len(new.rows), plan.batch_rows if old is None else round(plan.batch_rows * (1.0 - plan.replayed)))
-    waiting = torch.empty(0, dtype=torch.int64)
+    n_old = 0 if old is None else plan.batch_rows - n_new
+    n_steps = max(1, round(plan.n_epochs * len(new.rows) / n_new))
 
-    def draw() -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal waiting
-        if len(waiting) < n_new:
-            waiting = torch.cat([waiting, torch.randperm(len(new.rows), generator=generator)])
-        at, waiting = waiting[:n_new], waiting[n_new:]
-        if old is None:
-            return new.rows[at], new.labels[at]
-        from_old = torch.randint(len(old.rows), (plan.batch_rows - n_new,), generator=generator)
-        return torch.cat([new.rows[at], old.rows[from_old]]), torch.cat([new.labels[at], old.labels[from_old]])
+    def made() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        n_rounds = -(-n_steps * n_new // len(new.rows))
+        order = torch.cat([torch.randperm(len(new.rows), generator=generator) for _ in range(n_rounds)])
+        for first in range(0, n_steps, _GATHERED):
+            n = min(_GATHERED, n_steps - first)
+            at = order[first * n_new : (first + n) * n_new].reshape(n, n_new)
+            rows, labels = new.rows[at], new.labels[at]
+            if old is not None:
+                from_old = torch.randint(len(old.rows), (n, n_old), generator=generator)
+                rows = torch.cat([rows, old.rows[from_old]], dim=1)
+                labels = torch.cat([labels, old.labels[from_old]], dim=1)
+            yield from zip(rows, labels, strict=True)
 
-    return n_new, draw
+    return n_steps, made()
 
 
 def _learned(model: TorchModel, tensors: Mapping[str, torch.Tensor]) -> list[str]:

@@ -29,8 +29,8 @@ class SearchPlan:
 
     grid: tuple[float, ...] = GRID
     n_refine: int = 3
-    layer_steps: tuple[float, ...] = (0.5, 0.25)
-    n_evaluations: int = 24
+    layer_steps: tuple[float, ...] = (0.5,)
+    n_evaluations: int = 18
     barrier: float = 0.1
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from repair.errors import NoParameterSpace, TruthLacking
+from repair.errors import NoParameterSpace, ParametersDiffer, TruthLacking
 from repair.vectors import Array, Parameters
 
 _STATISTICS_ROWS = 256  # in a batch, when normalisation statistics are made anew
@@ -86,10 +86,19 @@ class TorchModel:
             return np.asarray(self.before_last(as_tensors(parameters), as_rows(rows)).numpy())
 
     def load(self, parameters: Parameters) -> TorchModel:
-        """Puts copies of the parameters into the module: 0.1 ms less than a functional call. Returns itself."""
+        """Puts copies of the parameters into the module: 0.1 ms less than a functional call. Returns itself.
+
+        Raises ParametersDiffer where names or shapes are not those of the module.
+        """
+        if parameters.keys() != self._tensors.keys():
+            name = min(parameters.keys() ^ self._tensors.keys())
+            raise ParametersDiffer(f"{name} is not in both the parameters and the module.")
         with torch.no_grad():
             for name, tensor in as_tensors(parameters).items():
-                self._tensors[name].copy_(tensor)
+                mine = self._tensors[name]
+                if mine.shape != tensor.shape:
+                    raise ParametersDiffer(f"{name} is {list(tensor.shape)}, in the module {list(mine.shape)}.")
+                mine.copy_(tensor)
         return self
 
     def call(self, tensors: Mapping[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:

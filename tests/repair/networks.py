@@ -20,13 +20,14 @@ def network(batch_norm: bool = True, seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), *middle, nn.ReLU(), nn.Linear(8, N_CLASSES)).eval()
 
 
-def rows_of(n: int, seed: int, shift: float = 0.0) -> LabelledRows:
-    """Rows around one centre per class; `shift` moves them all."""
+def rows_of(n: int, seed: int, shift: float = 0.0, turned: bool = False) -> LabelledRows:
+    """Rows around one centre per class; `shift` moves them all, `turned` ones have their features in another order, so
+    that most are taken for another class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, N_CLASSES, n)
     centres = np.eye(N_CLASSES, 4, dtype=np.float32) * 3.0
     rows = centres[labels] + rng.normal(0.0, 0.7, (n, 4)) + shift
-    return LabelledRows(rows.astype(np.float32), labels)
+    return LabelledRows((np.roll(rows, 1, axis=1) if turned else rows).astype(np.float32), labels)
 
 
 def taught(model: TorchModel, given: LabelledRows, seed: int = 0, n_epochs: float = 40.0) -> dict[str, Array]:
