@@ -135,11 +135,7 @@ def verdict(comparison: Comparison) -> Verdict:
     above = [row.policy for row in others if row.doubly_robust.value >= said.value]
     level = [row.policy for row in others if said.low <= row.doubly_robust.value < said.value]
     if above:
-        found.append(f"But {_and(above)} is estimated to be as good or better, and goes on learning.")
+        found.append(f"But estimated as good or better: {', '.join(above)}.")
     elif level:
-        found.append(f"But {_and(level)} lies within its interval, and goes on learning.")
+        found.append(f"But too near to be told apart from it: {', '.join(level)}.")
     return Verdict(not above and not level, tuple(found))
-
-
-def _and(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -69,9 +69,10 @@ def journal_world(
     propensities: tuple[float, ...] = (0.5, 0.25, 0.25),
     judged: float = 0.9,
     per_chunk: int = 400,
+    now_s: float = NOW_S,
     best: Mapping[str, str] = BEST,
 ) -> None:
-    """`n` requests, ten a second, the last one just before NOW_S. Every answer is 1; it is right where the truth is."""
+    """`n` requests, ten a second, the last one just before `now_s`. Every answer is 1, and right where the truth is."""
     rng = random.Random(seed)
     made = {(plan, user): setting(plan, user, propensities) for plan in PLANS for user in best}
     users = sorted(best)
@@ -81,7 +82,7 @@ def journal_world(
         for seq in range(begin, min(n, begin + per_chunk)):
             user = rng.choice(users)
             plan = rng.choices(PLANS, propensities)[0]
-            one, at_s = made[plan, user], NOW_S - (n - seq) / 10.0
+            one, at_s = made[plan, user], now_s - (n - seq) / 10.0
             latency_ms = one.expected_ms * math.exp(rng.gauss(0.0, 0.1))
             steps = [(0.1, 0.2, 0.4, 1)] * len(one.steps)
             builder.add(one, seq, at_s, [latency_ms], [1], [math.nan], steps, {"y": np.array([1])})
@@ -89,4 +90,4 @@ def journal_world(
             if rng.random() < judged:
                 truths.append(Feedback(trace_id_of(RUN, seq), truth=int(right)))
         store.append(RUN, [builder.encode()])
-    store.give(truths, NOW_S)
+    store.give(truths, now_s)
