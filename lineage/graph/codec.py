@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,8 +68,10 @@ def signature_to_dict(data: DataSignature, *, sketches: bool = True) -> dict[str
 def parse_signature(value: Mapping[str, Any]) -> DataSignature:
     """The signature of `signature_to_dict`. Raises LineageRefused."""
     fields = _fields(value, "a signature", {"dataset", "n_rows"}, {"columns"})
-    columns = tuple(_parse_column(column) for column in fields.get("columns", ()))
-    return DataSignature(DatasetId(fields["dataset"]), fields["n_rows"], columns)
+    columns = fields.get("columns", [])
+    if not isinstance(columns, list):
+        raise LineageRefused("the columns of a signature are a list.")
+    return DataSignature(DatasetId(fields["dataset"]), fields["n_rows"], tuple(map(_parse_column, columns)))
 
 
 def signature_to_bytes(data: DataSignature) -> bytes:
@@ -109,13 +110,11 @@ def _parse_column(value: Mapping[str, Any]) -> Column:
     fields = _fields(value, "a column", {"name", "datatype"}, {"shape", "moments", "sketch"})
     if fields.get("moments") is not None:
         fields["moments"] = Moments(**_fields(fields["moments"], "the moments", {"n_values"}, set(_MOMENTS)))
-    sketch = fields.get("sketch", b"")
-    if not isinstance(sketch, bytes):
+    if isinstance(fields.get("sketch"), str):
         try:
-            fields["sketch"] = base64.b64decode(sketch, validate=True)
-        except (binascii.Error, ValueError, TypeError):
+            fields["sketch"] = base64.b64decode(fields["sketch"], validate=True)
+        except ValueError:
             raise LineageRefused(f"the sketch of column {fields['name']!r} is not base64.") from None
-    fields["shape"] = tuple(fields.get("shape", ()))
     return Column(**fields)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -105,7 +106,12 @@ class Column:
     def __post_init__(self) -> None:
         _text(self.name, "the name of a column", MOST_NAME)
         _text(self.datatype, f"the datatype of column {self.name!r}", 16)
-        _set(self, "shape", tuple(int(size) for size in self.shape))
+        try:
+            _set(self, "shape", tuple(int(size) for size in self.shape))
+        except (TypeError, ValueError):
+            raise LineageRefused(f"the shape of column {self.name!r} is made of whole numbers.") from None
+        if not isinstance(self.sketch, bytes):
+            raise LineageRefused(f"the sketch of column {self.name!r} is bytes.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +201,12 @@ class Edge:
             raise LineageRefused(
                 f"{str(self.kind)[:40]!r} is no kind of edge.", hint=f"There are: {', '.join(EdgeKind)}."
             ) from None
-        for name in ("params", "drift"):
+        for name in ("params", "metrics", "drift"):
             value = getattr(self, name)
             if not isinstance(value, Mapping):
-                raise LineageRefused(f"{name} of an edge are values by name.")
-            _set(self, name, plain(value, name))
+                raise LineageRefused(f"the {name} of an edge are values by name.")
+            if name != "metrics":
+                _set(self, name, plain(value, name))
         _set(self, "metrics", {str(name): _number(value, f"metric {name}") for name, value in self.metrics.items()})
         _set(self, "made_s", _number(self.made_s, "made_s"))
 
@@ -268,15 +275,19 @@ def _text(value: str, what: str, most: int) -> None:
 
 
 def _count(value: int, what: str) -> int:
-    if int(value) != value or value < 0:
-        raise LineageRefused(f"{what} is a count, not {value}.")
-    return int(value)
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = -1
+    if not 0 <= count < 1 << 63:
+        raise LineageRefused(f"{what} is a count, not {str(value)[:80]!r}.")
+    return count
 
 
 def _number(value: float, what: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise LineageRefused(f"{what} is a number, not {str(value)[:80]!r}.") from None
     if not math.isfinite(number):
         raise LineageRefused(f"{what} is {number}.", hint="Leave out what could not be computed.")

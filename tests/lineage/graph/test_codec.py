@@ -86,3 +86,35 @@ def test_an_edge_that_is_written_otherwise_is_refused(change: dict[str, Any], sa
         parse_edge({**edge_to_dict(edge("a", "b")), **change})
     with pytest.raises(LineageRefused, match="lacks child, kind"):
         parse_edge({"parent": "0" * 64})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where in plain data something else could stand."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, one in inner for place in places(one, (*path, key)))]
+
+
+@given(st.data(), JSON)
+def test_whatever_is_sent_is_an_edge_or_refused(draw: st.DataObject, odd: Any) -> None:
+    sent: Any = edge_to_dict(edge("a", "b", params={"w": [1]}, metrics={"acc": 0.9}, data=data("y"), drift={"psi": 1}))
+    path = draw.draw(st.sampled_from(places(sent)))
+    if not path:
+        sent = odd
+    else:
+        into = sent
+        for key in path[:-1]:
+            into = into[key]
+        into[path[-1]] = odd
+    try:
+        made = parse_edge(sent)
+    except LineageRefused:
+        return
+    assert parse_edge(json.loads(json.dumps(edge_to_dict(made)))) == made
+    assert made.data is None or signature_from_bytes(signature_to_bytes(made.data)) == made.data

@@ -248,6 +248,61 @@ def test_a_repair_hails_from_both_and_is_nearest_to_what_it_repairs() -> None:
     assert graph.nearest_common_ancestor(base) == CommonAncestor(base, (0,))
 
 
+def test_of_ancestors_as_near_the_least_drift_then_the_latest_then_the_id_counts() -> None:
+    names = ("old", "new", "twin", "worse")
+    versions = [
+        version("old", 1.0),
+        version("new", 2.0),
+        version("twin", 2.0),
+        version("worse", 3.0),
+        version("merged"),
+    ]
+    graph = graph_of(versions, [edge(name, "merged", EdgeKind.MERGE) for name in names])
+    old, new, twin, worse, merged = named(*names, "merged")
+    drift = {old: 0.05, new: 0.05, twin: 0.05, worse: 0.06}
+    latest = HealthyAncestor(min(new, twin), 1, 0.05)
+    assert graph.nearest_healthy_ancestor(merged, drift, 0.1) == latest
+    assert graph.healthiest_ancestor(merged, drift) == latest
+    drift[old] = 0.04
+    assert graph.nearest_healthy_ancestor(merged, drift, 0.1) == HealthyAncestor(old, 1, 0.04)
+
+
+def test_the_nearest_healthy_ancestor_is_not_always_the_healthiest() -> None:
+    graph = graph_of([version(name) for name in "abc"], [edge("a", "b"), edge("b", "c")])
+    a, b, c = named("a", "b", "c")
+    drift = {a: 0.01, b: 0.1}
+    assert graph.nearest_healthy_ancestor(c, drift, 0.1) == HealthyAncestor(b, 1, 0.1)
+    assert graph.nearest_healthy_ancestor(c, drift, 0.09) == HealthyAncestor(a, 2, 0.01)
+    assert graph.healthiest_ancestor(c, drift) == HealthyAncestor(a, 2, 0.01)
+    assert graph.healthiest_ancestor(c, drift, most_hops=1) == HealthyAncestor(b, 1, 0.1)
+
+
+def test_of_common_ancestors_as_near_in_all_the_one_between_counts_then_the_latest() -> None:
+    lopsided = [edge("near-x", "x"), edge("near-x", "1"), edge("1", "2"), edge("2", "y")]
+    between = [edge("middle", "3"), edge("3", "x"), edge("middle", "4"), edge("4", "y")]
+    versions = [version(name) for name in ("x", "y", "near-x", "middle", *"1234")]
+    graph = graph_of(versions, lopsided + between)
+    x, y = named("x", "y")
+    assert graph.nearest_common_ancestor(x, y) == CommonAncestor(version_id("middle"), (2, 2))
+    for late in ("p", "q"):
+        made = [version(name, float(name == late)) for name in ("p", "q", "x", "y")]
+        graph = graph_of(made, [edge(parent, child) for parent in "pq" for child in "xy"])
+        assert graph.nearest_common_ancestor(x, y) == CommonAncestor(version_id(late), (1, 1))
+
+
+def test_a_path_follows_the_arrows_even_where_another_way_is_shorter() -> None:
+    edges = [edge("a", "b"), edge("b", "c"), edge("c", "d"), edge("a", "child"), edge("d", "child")]
+    graph = graph_of([version(name) for name in ("a", "b", "c", "d", "child")], edges)
+    a, b, c, d = named(*"abcd")
+    for start, end, way in ((a, d, (a, b, c, d)), (d, a, (d, c, b, a))):
+        path = graph.path(start, end)
+        assert path is not None
+        assert path.versions == way
+    sideways = graph.path(version_id("child"), c)
+    assert sideways is not None
+    assert sideways.versions == (version_id("child"), d, c)
+
+
 def test_edges_of_a_kind_that_is_not_followed_hide_what_is_behind_them() -> None:
     edges = [edge("a", "b", EdgeKind.RETRAIN), edge("b", "c")]
     graph = graph_of([version(name) for name in "abc"], edges)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +44,18 @@ def test_a_lineage_is_opened_by_the_url_of_its_database(tmp_path: Path) -> None:
     assert len(second.graph()) == 1
     first.close()
     second.close()
+
+
+def test_the_examples_in_the_docs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "docs/lineage.md").read_text().partition("## Parameters")[0]
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 1
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["graph"].ancestors(names["child"].id) == {names["parent"].id: 1}
+    names["lineage"].close()
 
 
 def test_versions_are_named_by_id_by_its_beginning_and_as_in_mlflow(lineage: Lineage) -> None:
