@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
-from lineage.graph.records import Edge, Version, VersionId
+from lineage.graph.records import Edge, EdgeKind, Version, VersionId
 from lineage.graph.store import PAGE_FACTS, LineageStore
 
 MOST_SHOWN = 40  # versions of a picture that is still read at a glance
@@ -34,14 +34,28 @@ def family_of(versions: Iterable[Version], edges: Iterable[Edge]) -> Family:
 
 def whole_family(store: LineageStore) -> Family:
     """Everything that a store knows."""
-    ids = store.ids()
-    versions: dict[VersionId, Version] = {}
-    edges: list[Edge] = []
-    for at in range(0, len(ids), PAGE_FACTS):
-        some = ids[at : at + PAGE_FACTS]
-        versions.update(store.versions(some))
-        edges.extend(store.edges_into(some))
-    return Family({id: versions[id] for id in ids}, tuple(edges))
+    return FamilyReader(store).family()
+
+
+class FamilyReader:
+    """Everything that a store knows, kept: each time only what was added since is read. Not for several threads."""
+
+    def __init__(self, store: LineageStore) -> None:
+        self._store = store
+        self._versions: dict[VersionId, Version] = {}
+        self._edges: dict[tuple[VersionId, VersionId, EdgeKind], Edge] = {}
+        self.counter = 0  # the store's, up to which everything was read
+
+    def family(self) -> Family:
+        """The whole family as it is now."""
+        while (page := self._store.changes(self.counter, PAGE_FACTS)).counter > self.counter:
+            told = dict.fromkeys(node.id for node in page.nodes)
+            told |= dict.fromkeys(fact.version for fact in (*page.names, *page.trained))
+            self._versions |= self._store.versions(told)
+            children = dict.fromkeys(link.child for link in page.links)
+            self._edges |= {(edge.parent, edge.child, edge.kind): edge for edge in self._store.edges_into(children)}
+            self.counter = page.counter
+        return family_of(self._versions.values(), self._edges.values())
 
 
 def nearest_family(store: LineageStore, centre: VersionId, most: int = MOST_SHOWN) -> Family:

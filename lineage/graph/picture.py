@@ -14,6 +14,8 @@ from lineage.graph.family import Family
 from lineage.graph.layout import Layout, Place, lay_out
 from lineage.graph.records import Edge, EdgeKind, Version, VersionId
 
+Point = tuple[float, float]
+
 _COLOURS = {
     EdgeKind.FINE_TUNE: "#1f6fb4",
     EdgeKind.SPECIALISE: "#2f9e9e",
@@ -29,8 +31,9 @@ _MARKS = {"champion": "#1b7f3b", "canary": "#b07a00", "shadow": "#6b7280", "drif
 _OTHER_MARK = "#4b5563"
 _WIDTH, _HEIGHT = 150.0, 46.0  # of a version
 _MARGIN, _LEGEND = 24.0, 26.0
-_ALONG = {True: _HEIGHT + 52.0, False: _WIDTH + 96.0}  # from layer to layer, downwards or to the right
+_ALONG = {True: _HEIGHT + 52.0, False: _WIDTH + 136.0}  # from layer to layer, downwards or to the right
 _ACROSS = {True: _WIDTH + 26.0, False: _HEIGHT + 20.0}
+_BEND, _NEAR = 0.42, 0.82  # where on its way an edge bends most, and where on the curve its label stands
 _LETTER = 0.6  # width of a letter over the size of its font
 
 
@@ -41,13 +44,13 @@ class _Canvas:
     layout: Layout
     down: bool
 
-    def at(self, place: Place) -> tuple[float, float]:
+    def at(self, place: Place) -> Point:
         """The middle of a version that stands there."""
         layer, across = place[0] * _ALONG[self.down], place[1] * _ACROSS[self.down]
         x, y = (across, layer) if self.down else (layer, across)
         return x + _MARGIN + _WIDTH / 2, y + _MARGIN + _HEIGHT / 2
 
-    def size(self) -> tuple[float, float]:
+    def size(self) -> Point:
         x, y = self.at((max(self.layout.n_layers - 1, 0), self.layout.breadth))
         return x + _WIDTH / 2 + _MARGIN, y + _HEIGHT / 2 + _MARGIN
 
@@ -124,10 +127,8 @@ def _edge(canvas: _Canvas, pair: tuple[str, str], edges: Sequence[Edge]) -> str:
     colour = _COLOURS[edges[0].kind]
     points = _points(canvas, pair)
     way = [f"M{points[0][0]:.1f},{points[0][1]:.1f}"]
-    for (x0, y0), (x1, y1) in pairwise(points):
-        middle = (x0 + x1) / 2, (y0 + y1) / 2
-        bend = (x0, middle[1], x1, middle[1]) if canvas.down else (middle[0], y0, middle[0], y1)
-        way.append("C{:.1f},{:.1f} {:.1f},{:.1f} {:.1f},{:.1f}".format(*bend, x1, y1))
+    for one, other in pairwise(points):
+        way.append("C" + " ".join(f"{x:.1f},{y:.1f}" for x, y in _bends(canvas, one, other)[1:]))
     told = "\n".join(line for edge in edges for line in _told(edge))
     return (
         f'<path d="{" ".join(way)}" fill="none" stroke="{colour}" stroke-width="1.6"'
@@ -137,14 +138,9 @@ def _edge(canvas: _Canvas, pair: tuple[str, str], edges: Sequence[Edge]) -> str:
 
 def _label(canvas: _Canvas, pair: tuple[str, str], edges: Sequence[Edge]) -> str:
     """The kind, near the child, where the edges of a parent have parted."""
-    (x0, y0), (x1, y1) = _points(canvas, pair)[-2:]
-    share = 0.72 if canvas.down else 0.62
-    eased = share * share * (3 - 2 * share)  # along the curve, which starts and ends straight
-    x, y = (
-        (x0 + eased * (x1 - x0), y0 + share * (y1 - y0))
-        if canvas.down
-        else (x0 + share * (x1 - x0), y0 + eased * (y1 - y0))
-    )
+    bends = _bends(canvas, *_points(canvas, pair)[-2:])
+    weights = [(1 - _NEAR) ** 3, 3 * _NEAR * (1 - _NEAR) ** 2, 3 * _NEAR**2 * (1 - _NEAR), _NEAR**3]
+    x, y = (sum(w * bend[i] for w, bend in zip(weights, bends, strict=True)) for i in (0, 1))
     shown = ", ".join(edge.kind for edge in edges)
     width = len(shown) * 10 * _LETTER + 4
     return (
@@ -153,7 +149,14 @@ def _label(canvas: _Canvas, pair: tuple[str, str], edges: Sequence[Edge]) -> str
     )
 
 
-def _points(canvas: _Canvas, pair: tuple[str, str]) -> list[tuple[float, float]]:
+def _bends(canvas: _Canvas, one: Point, other: Point) -> list[Point]:
+    """A cubic curve (Bezier) that leaves and arrives in the direction of the layers."""
+    (x0, y0), (x1, y1) = one, other
+    x, y = x0 + _BEND * (x1 - x0), y0 + _BEND * (y1 - y0)
+    return [one, (x0, y), (x1, y), other] if canvas.down else [one, (x, y0), (x, y1), other]
+
+
+def _points(canvas: _Canvas, pair: tuple[str, str]) -> list[Point]:
     """From the border of the parent to that of the child, through the bends between."""
     *points, (x1, y1) = (canvas.at(place) for place in canvas.layout.bends[pair])
     (x0, y0), *between = points

@@ -17,7 +17,7 @@ from typing import Any
 from lineage.errors import LineageRefused, StoreUnavailable
 from lineage.graph.exports.rows import Part, property_graph
 from lineage.graph.exports.statements import check_reads
-from lineage.graph.family import whole_family
+from lineage.graph.family import FamilyReader
 from lineage.graph.store import LineageStore
 
 MOST_ROWS = 10_000
@@ -56,6 +56,7 @@ class CypherGraph:
         self._store = store
         self._timeout_ms = max(1, round(timeout_s * 1_000))
         self._lock = threading.Lock()
+        self._reader = FamilyReader(store)
         self._folder: Path | None = None
         self._database: Any = None
         self._counter = -1
@@ -106,7 +107,7 @@ class CypherGraph:
         if self._database is not None and counter == self._counter:
             return
         ladybug = _import_ladybug()
-        parts = property_graph(whole_family(self._store))
+        parts = property_graph(self._reader.family())
         folder = Path(tempfile.mkdtemp(prefix="fenix-cypher-"))
         try:
             _build(ladybug, folder / "graph", parts)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from lineage.errors import UnknownVersion
-from lineage.graph.family import family_of, nearest_family, whole_family
+from lineage.graph.family import FamilyReader, family_of, nearest_family, whole_family
 from lineage.graph.memory import MemoryLineageStore
 from lineage.graph.records import Edge, EdgeKind, Version
+from lineage.graph.sql import SqlLineageStore
+from lineage.graph.store import LineageStore
 from tests.lineage.graph.families import digits_family, id_of
 
 
@@ -21,15 +27,36 @@ def stored(*edges: tuple[str, str]) -> MemoryLineageStore:
     return store
 
 
-def test_the_whole_family_is_what_was_stored() -> None:
+@pytest.fixture(params=["memory", "sql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LineageStore]:
+    made = MemoryLineageStore() if request.param == "memory" else SqlLineageStore(f"sqlite:///{tmp_path}/lineage.db")
+    yield made
+    made.close()
+
+
+def test_the_whole_family_is_what_was_stored(store: LineageStore) -> None:
     family = digits_family()
-    store = MemoryLineageStore()
     assert whole_family(store) == family_of([], [])
     store.add_all(list(family.versions.values()), family.edges)
     found = whole_family(store)
     assert found.versions == family.versions
     assert list(found.versions) == list(family.versions)
     assert set(map(str, found.edges)) == set(map(str, family.edges))
+
+
+def test_a_reader_takes_up_what_was_added_since(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lineage.graph.family.PAGE_FACTS", 3)
+    family = digits_family()
+    versions = list(family.versions.values())
+    reader = FamilyReader(store)
+    assert reader.family().versions == {}
+    store.add_all([replace(versions[0], name="", number="", data=None), *versions[1:4]], family.edges[:3])
+    assert len(reader.family().edges) == 3
+    store.add_all(versions, family.edges)
+    found = reader.family()
+    assert found.versions == family.versions
+    assert set(map(str, found.edges)) == set(map(str, family.edges))
+    assert reader.counter == store.counter()
 
 
 def test_edges_that_lead_out_of_a_family_are_left_out() -> None:
