@@ -49,9 +49,10 @@ class FamilyReader:
     def family(self) -> Family:
         """The whole family as it is now."""
         while (page := self._store.changes(self.counter, PAGE_FACTS)).counter > self.counter:
-            told = dict.fromkeys(node.id for node in page.nodes)
-            told |= dict.fromkeys(fact.version for fact in (*page.names, *page.trained))
-            self._versions |= self._store.versions(told)
+            told = [node.id for node in page.nodes]
+            told += [named.version for named in page.names] + [trained.version for trained in page.trained]
+            found = self._store.versions(dict.fromkeys(told))
+            self._versions |= {id: found[id] for id in told}
             children = dict.fromkeys(link.child for link in page.links)
             self._edges |= {(edge.parent, edge.child, edge.kind): edge for edge in self._store.edges_into(children)}
             self.counter = page.counter
