@@ -68,8 +68,7 @@ class Judge:
         columns = self._columns(sketch, live, tests)
         findings = [*self._changed(columns, together), *new, *self._remarks(sketch)]
         findings.sort(key=lambda finding: (not finding.alarm, finding.kind == "joint", finding.level))
-        level = min((finding.level for finding in findings), default=1.0)
-        level = min([level, together, *(one.level for one in columns)])
+        level = _least(tests, together, new)
         return DriftReport(
             self.model,
             self.reference.bins.digest,
@@ -85,6 +84,12 @@ class Judge:
             tuple(findings),
             self._accuracy(live, sketch),
         )
+
+    def level(self, sketch: Sketch) -> float:
+        """That of the report, for a tenth of its cost. Raises BinsDiffer."""
+        if sketch.bins.digest != self.reference.bins.digest:
+            raise BinsDiffer("the sketch is over the bins of other training data")
+        return _least(*self._tests(sketch), list(self._new(sketch)))
 
     def _tests(self, sketch: Sketch) -> tuple[list[tuple[Test, ...]], float]:
         """Per column its tests; and the level of all columns together."""
@@ -262,6 +267,11 @@ def _between(shares: Array) -> Array:
     ends = np.ones((len(shares), 1))
     made: Array = np.concatenate([0.0 * ends, shares, ends], axis=1)
     return made
+
+
+def _least(tests: list[tuple[Test, ...]], together: float, new: list[Finding]) -> float:
+    levels = [test.level for of_column in tests for test in of_column]
+    return min([together, *levels, *(finding.level for finding in new)])
 
 
 def _share(null: Null, strength: float) -> float:

@@ -50,7 +50,7 @@ class DriftSettings:
     one. Raises ValueError for what there is not."""
 
     false_alarms: float = FALSE_ALARMS
-    statistics: tuple[str, ...] = ("psi", "kolmogorov_smirnov")
+    statistics: tuple[str, ...] = ("psi", "kolmogorov_smirnov", "wasserstein")
     fixed: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     simulated: int = SIMULATED
     seed: int = 0

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "rollout": "what rollouts do about good and bad versions, simulated",
     "lifecycle": "what deploying, trying, promoting, rolling back, replacing and removing do to requests under load",
     "lineage_tensors": "what a family of networks costs to keep, and whether claimed parents are judged rightly",
+    "drift": "how often drift is seen where there is none, how soon where there is, and what watching costs",
     "drills": "three times the load that extensions bear, killed replicas, and what many requests leave behind",
 }
 

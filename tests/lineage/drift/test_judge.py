@@ -18,6 +18,7 @@ def test_a_window_like_training_is_no_drift_and_a_shifted_one_names_its_column()
     shifted = JUDGE.report(sketch_of(REFERENCE, table(400, 3, shift=0.7)), 10.0, 20.0)
     assert shifted.drifted
     assert shifted.drifted_columns == ("x[1]",)
+    assert JUDGE.level(sketch_of(REFERENCE, table(400, 3, shift=0.7))) == shifted.level
     assert shifted.alarms[0].sentence.startswith("x[1] is distributed otherwise than in training: ")
     first = shifted.columns[0]
     assert first.median is not None
