@@ -150,10 +150,14 @@ def _check_related(kind: EdgeKind, child: Tensors, parent: Tensors, rng: np.rand
 
 
 def _check_quantise(child: Tensors, parent: Tensors, rng: np.random.Generator) -> Parentage:
-    n_within = n_by_chance = n = 0
+    n_within = n_by_chance = 0.0
+    n = 0
     for name, of_parent in parent.items():
-        within, by_chance = rounded_share(child[name], of_parent, rng)
-        n_within, n_by_chance, n = n_within + within, n_by_chance + by_chance, n + of_parent.size
+        if of_parent.size:
+            within, by_chance = rounded_share(child[name], of_parent, rng)
+            n_within += within * of_parent.size
+            n_by_chance += by_chance * of_parent.size
+            n += of_parent.size
     if n == 0:
         return _silent(EdgeKind.QUANTISE, "There are no entries to compare.")
     share, chance = n_within / n, n_by_chance / n
@@ -245,6 +249,8 @@ def _unlike(child: Tensors, parents: Sequence[Tensors], kind: EdgeKind) -> Paren
         missing = sorted(parent.keys() - child.keys())
         new = sorted(child.keys() - parent.keys()) if kind is not EdgeKind.QUANTISE else []  # scales come with it
         reshaped = sorted(n for n in parent.keys() & child.keys() if parent[n].shape != child[n].shape)
+        if missing and kind is EdgeKind.QUANTISE and parent.keys() & child.keys():
+            return _silent(kind, f"The child keeps {_some(missing)} under names that are not known.")
         if missing or new:
             which = f"the child lacks {_some(missing)}" if missing else f"no parent has {_some(new)}"
             return Parentage(kind, False, None, None, f"The names of the tensors differ: {which}.")

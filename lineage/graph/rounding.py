@@ -1,7 +1,7 @@
 """Whether the entries of one tensor are those of another, rounded to a grid.
 
-Grids are those of a dtype with fewer bits (float16, bfloat16 read as float32), or uniform over the tensor or over each
-of its rows. Integers are taken as places on the grid, whatever its scale and zero point.
+Grids are those of a dtype with fewer bits (float16, bfloat16 read as float32), or uniform over the tensor, over each
+of its rows, or over groups of a row. Integers are taken as places on the grid, whatever its scale and zero point.
 """
 
 from __future__ import annotations
@@ -15,40 +15,58 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 _SLACK = 1.02  # of a step: scales are estimated, or were stored with few bits
+_ENOUGH = 0.99
+_GROUPS = (256, 128, 64, 32)  # neighbours in a row that may have a grid of their own
+_MOST_ROWS = 512  # that are looked at
 _MOST_LEVELS = 1 << 16
 _ON_GRID = 0.02  # of a step
 _DIVISORS = (1, 2, 3, 4)  # the smallest gap between values may be several steps
 
 
-def rounded_share(child: Array, parent: Array, rng: np.random.Generator) -> tuple[int, int]:
-    """How many entries of `child` are within one step of those of `parent`, and how many would be by chance: within
-    one step of the same entries in another order. Both have one shape.
+def rounded_share(child: Array, parent: Array, rng: np.random.Generator) -> tuple[float, float]:
+    """Which part of `child` is within one step of `parent`, and which part would be by chance: within one step of the
+    same entries in another order. Both have one shape and some entries.
 
-    What lies beyond the ends of the grid is clipped to them. An entry that is the same in both counts as rounded.
+    What lies beyond the ends of the grid is clipped to them. An entry that is the same in both counts as rounded. Of
+    large matrices some rows are looked at.
     """
-    if child.size == 0:
-        return 0, 0
-    truth = np.asarray(parent, np.float64).reshape(len(parent) if parent.ndim > 1 else 1, -1)
-    seen = np.asarray(child).reshape(truth.shape)
+    n_rows = len(parent) if parent.ndim > 1 else 1
+    rows = np.sort(rng.permutation(n_rows)[:_MOST_ROWS])
+    truth = np.asarray(parent).reshape(n_rows, -1)[rows].astype(np.float64)
+    seen = np.asarray(child).reshape(n_rows, -1)[rows]
     shuffled = rng.permutation(truth.reshape(-1)).reshape(truth.shape)
     if np.array_equal(seen, truth):
-        return seen.size, int(np.count_nonzero(seen == shuffled))
+        return 1.0, float(np.mean(seen == shuffled))
     found = _by_dtype(seen)
-    if found is None:
-        values, steps = (seen.astype(np.float64), _steps(seen)) if seen.dtype.kind == "f" else _scaled(seen, truth)
-        if steps is None:
-            return int(np.count_nonzero(seen == truth)), int(np.count_nonzero(seen == shuffled))
-        found = values, steps
-    return _n_within(*found, truth), _n_within(*found, shuffled)
+    if found is not None:
+        return _share(*found, truth), _share(*found, shuffled)
+    best = float(np.mean(seen == truth)), float(np.mean(seen == shuffled))
+    for size in (truth.shape[1], *_GROUPS):
+        if truth.shape[1] % size:
+            continue
+        mine, of_parent, by_chance = (array.reshape(-1, size) for array in (seen, truth, shuffled))
+        if mine.dtype.kind == "f":
+            steps = _steps(mine)
+            if steps is None:
+                continue
+            found = mine.astype(np.float64), steps
+        else:
+            found = _scaled(mine, of_parent)
+        share = _share(*found, of_parent)
+        if share > best[0]:
+            best = share, _share(*found, by_chance)
+        if share >= _ENOUGH:
+            break
+    return best
 
 
-def _n_within(values: Floats, steps: Floats, truth: Floats) -> int:
+def _share(values: Floats, steps: Floats, truth: Floats) -> float:
     lowest, highest = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
     if steps.size == 1:
-        lowest, highest = values.min(), values.max()
+        lowest, highest = values.min(keepdims=True), values.max(keepdims=True)
     within = np.abs(values - truth) <= _SLACK * steps
     clipped = ((values == lowest) & (truth < lowest)) | ((values == highest) & (truth > highest))
-    return int(np.count_nonzero(within | clipped))
+    return float(np.mean(within | clipped))
 
 
 def _by_dtype(seen: Array) -> tuple[Floats, Floats] | None:
@@ -88,7 +106,7 @@ def _step(values: Array) -> float | None:
     return None
 
 
-def _scaled(places: Array, truth: Floats) -> tuple[Floats, Floats | None]:
+def _scaled(places: Array, truth: Floats) -> tuple[Floats, Floats]:
     """Values that integers stand for, and their steps: a line fitted to each row, least squares."""
     at = places.astype(np.float64)
     mean, of_truth = at.mean(axis=1, keepdims=True), truth.mean(axis=1, keepdims=True)

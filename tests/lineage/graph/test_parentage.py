@@ -164,12 +164,31 @@ def test_integers_and_halves_are_roundings_too() -> None:
     assert check(QUANTISE, child(7), network(0)).holds is False
 
 
+@pytest.mark.parametrize("integers", [False, True])
+def test_groups_of_a_row_may_have_grids_of_their_own(integers: bool) -> None:
+    def by_group(tensors: Tensors) -> Tensors:
+        made = dict(tensors)
+        groups = tensors["0.weight"].reshape(-1, 32)
+        step = np.abs(groups).max(axis=1, keepdims=True) / 7
+        places = np.round(groups / step)
+        made["0.weight"] = (places.astype(np.int8) if integers else places * step).reshape(tensors["0.weight"].shape)
+        return made
+
+    found = check(QUANTISE, by_group(network(0)), network(0))
+    assert (found.holds, found.statistic) == (True, 1.0)
+    assert check(QUANTISE, by_group(network(1)), network(0)).holds is False
+    assert check(QUANTISE, by_group(child(7)), network(0)).holds is False
+
+
 def test_values_that_were_clipped_to_the_ends_of_the_grid_are_roundings() -> None:
     clipped = {name: np.clip(array, *np.quantile(array, [0.02, 0.98])) for name, array in network(0).items()}
     assert check(QUANTISE, quantised(clipped, 8, by_row=False), network(0)).holds
 
 
 def test_packed_entries_show_nothing() -> None:
+    renamed = {name.replace("0.weight", "0.packed"): array for name, array in network(0).items()}
+    assert check(QUANTISE, renamed, network(0)).holds is None
+    assert check(QUANTISE, {"w": np.ones(3)}, network(0)).holds is False
     packed = {**network(0), "0.weight": np.zeros((32, 32), np.uint8)}
     assert check(QUANTISE, packed, network(0)).holds is None
 
