@@ -89,6 +89,16 @@ def draw_family(
     return "\n".join(part for part in parts if part) + "\n"
 
 
+def alias_marks(family: Family, aliases: Mapping[str, Mapping[str, str]]) -> dict[VersionId, list[str]]:
+    """Marks from the aliases in MLflow: by model its aliases, each with its version (`ModelRegistry.aliases`)."""
+    marks: dict[VersionId, list[str]] = {}
+    for id, version in family.versions.items():
+        found = [alias for alias, number in aliases.get(version.name, {}).items() if number == version.number]
+        if found:
+            marks[id] = sorted(found)
+    return marks
+
+
 def _version(canvas: _Canvas, version: Version, central: bool, marks: Sequence[str], hidden: int) -> str:
     x, y = canvas.at(canvas.layout.places[version.id])
     left, top = x - _WIDTH / 2, y - _HEIGHT / 2

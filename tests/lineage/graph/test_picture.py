@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lineage.graph.family import Family, family_of
-from lineage.graph.picture import draw_family
+from lineage.graph.picture import alias_marks, draw_family
 from lineage.graph.records import Edge, EdgeKind, Version
 from tests.lineage.graph.families import digits_family, id_of
 
@@ -93,6 +93,11 @@ def test_a_line_goes_down_and_a_broad_family_to_the_right() -> None:
     star = [Edge(versions[0].id, other.id, EdgeKind.FINE_TUNE) for other in versions[1:]]
     for edges in (line, star):
         assert max(right for _, _, right, _ in boxes(draw_family(family_of(versions, edges)))) < 500
+
+
+def test_aliases_in_mlflow_become_marks() -> None:
+    aliases = {"digits": {"champion": "2", "canary": "2", "old": "77"}, "other": {"champion": "1"}}
+    assert alias_marks(digits_family(), aliases) == {id_of("tuned"): ["canary", "champion"]}
 
 
 def test_what_is_left_out_is_counted() -> None:
