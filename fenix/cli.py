@@ -18,6 +18,7 @@ from fenix.commands.feedback import explain as explain_request
 from fenix.commands.feedback import feedback
 from fenix.commands.jobs import jobs, schedule
 from fenix.commands.lifecycle import down, status, up
+from fenix.commands.lineage import lineage
 from fenix.commands.rollout import rollout
 from fenix.commands.rules import rules
 from fenix.output import EXIT_CODES, exit_code, explain, fail
@@ -84,6 +85,7 @@ app.command("explain")(explain_request)
 app.add_typer(rollout)
 app.add_typer(rules)
 app.add_typer(choice)
+app.add_typer(lineage)
 app.add_typer(schedule)
 app.add_typer(jobs)
 
