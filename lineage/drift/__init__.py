@@ -18,6 +18,7 @@ thresholds.py   what is more than chance, for any window size and number of colu
 novelty.py      how surprising it is that something new occurs so often
 judge.py        makes the report of a window
 report.py       the report: nouns, sentences, JSON
+nearness.py     how far live rows are from the training rows of another version
 monitor.py      follows one model version, from panes to reports
 estimates.py    accuracy without labels: CBPE and ATC
 error_watch.py  errors where truth arrives: ADWIN and Page-Hinkley
@@ -30,6 +31,7 @@ from lineage.drift.estimates import AccuracyEstimate, AccuracyModel, learn_accur
 from lineage.drift.gathering import Gatherer
 from lineage.drift.judge import Judge
 from lineage.drift.monitor import Monitor
+from lineage.drift.nearness import Live, Nearness
 from lineage.drift.reference import Reference, learn
 from lineage.drift.report import ColumnDrift, DriftReport, Finding
 from lineage.drift.sketches import BinsDiffer, Sketch
@@ -50,7 +52,9 @@ __all__ = [
     "Gatherer",
     "Judge",
     "Layout",
+    "Live",
     "Monitor",
+    "Nearness",
     "Pane",
     "Reference",
     "Rows",

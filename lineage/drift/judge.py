@@ -85,6 +85,11 @@ class Judge:
             self._accuracy(live, sketch),
         )
 
+    def prepare(self, n_rows: int) -> None:
+        """Simulates what windows of about so many rows need, for a thread to do before the first one comes."""
+        if n_rows >= LEAST_ROWS:
+            self._thresholds.null(n_rows)
+
     def level(self, sketch: Sketch) -> float:
         """That of the report, for a tenth of its cost. Raises BinsDiffer."""
         if sketch.bins.digest != self.reference.bins.digest:

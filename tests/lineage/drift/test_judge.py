@@ -108,3 +108,11 @@ def test_a_sketch_of_other_training_data_is_not_judged() -> None:
     other = plain_reference(np.arange(50.0).reshape(-1, 1))
     with pytest.raises(BinsDiffer):
         JUDGE.report(Sketch(other.bins), 0.0, 1.0)
+
+
+def test_what_was_prepared_is_what_is_used() -> None:
+    judge = Judge(REFERENCE, DriftSettings(simulated=200))
+    judge.prepare(0)
+    judge.prepare(250)
+    window = sketch_of(REFERENCE, table(250, 10))
+    assert judge.level(window) == Judge(REFERENCE, DriftSettings(simulated=200)).level(window)
