@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    bindparam,
     insert,
     literal,
     or_,
@@ -108,6 +110,10 @@ _COUNTERS = Table(
     "lineage_counters", _METADATA, Column("name", String(32), primary_key=True), Column("value", BigInteger)
 )
 _FACTS = _COUNTERS.c.name == "facts"
+_COUNT = select(_COUNTERS.c.value).where(_FACTS)
+_LOCK = update(_COUNTERS).where(_FACTS).values(value=_COUNTERS.c.value).returning(_COUNTERS.c.value)
+_NAME = tuple_(_NAMES.c.name, _NAMES.c.version_number)
+_ENDS = tuple_(_EDGES.c.parent, _EDGES.c.child)
 
 
 class SqlLineageStore(LineageStore):
@@ -130,8 +136,7 @@ class SqlLineageStore(LineageStore):
             return 0
         with transaction(self._engine) as connection:
             # First of all, so that who writes at the same time waits here.
-            locking = update(_COUNTERS).where(_FACTS).values(value=_COUNTERS.c.value).returning(_COUNTERS.c.value)
-            last = connection.execute(locking).scalar_one()
+            last = connection.execute(_LOCK).scalar_one()
             news = news_of(_known(connection, versions, edges), versions, edges)
             _write(connection, news, last)
             _check(connection, news)
@@ -251,18 +256,14 @@ def _known(connection: Connection, versions: Sequence[Version], edges: Sequence[
     with_data = list({version.id for version in versions if version.data is not None} & known_ids)
     return Known(
         known_ids,
-        {
-            (row.name, row.version_number): row.version
-            for row in _rows(connection, _NAMES, tuple_(_NAMES.c.name, _NAMES.c.version_number), names)
-        },
+        {(row.name, row.version_number): row.version for row in _rows(connection, _NAMES, _NAME, names)},
         {row.version: row.signature for row in _rows(connection, _TRAINED, _TRAINED.c.version, with_data)},
         _known_edges(connection, [edge for edge in edges if edge.parent in known_ids and edge.child in known_ids]),
     )
 
 
 def _known_edges(connection: Connection, edges: Sequence[Edge]) -> dict[EdgeKey, Content]:
-    ends = tuple_(_EDGES.c.parent, _EDGES.c.child)
-    rows = _rows(connection, _EDGES, ends, list(dict.fromkeys((edge.parent, edge.child) for edge in edges)))
+    rows = _rows(connection, _EDGES, _ENDS, list(dict.fromkeys((edge.parent, edge.child) for edge in edges)))
     return {
         (row.parent, row.child, EdgeKind(row.kind)): (row.params, row.metrics, row.drift, row.signature) for row in rows
     }
@@ -330,7 +331,7 @@ def _reached(start: VersionId, near: Column[str], far: Column[str]) -> Any:
 
 
 def _counter(connection: Connection) -> int:
-    value: int = connection.execute(select(_COUNTERS.c.value).where(_FACTS)).scalar_one()
+    value: int = connection.execute(_COUNT).scalar_one()
     return value
 
 
@@ -340,7 +341,14 @@ def _between(table: Table, since: int, upto: int) -> Any:
 
 def _rows(connection: Connection, table: Table, column: Any, values: Sequence[Any]) -> list[Row[Any]]:
     """The rows with one of these values, in several questions where they are many."""
-    return [row for part in _parts(values, MANY) for row in connection.execute(select(table).where(column.in_(part)))]
+    wanted = _with_one_of(table, column)
+    return [row for part in _parts(values, MANY) for row in connection.execute(wanted, {"values": part})]
+
+
+@cache
+def _with_one_of(table: Table, column: Any) -> Any:
+    """Made once: to make a statement takes as long as to run it on SQLite."""
+    return select(table).where(column.in_(bindparam("values", expanding=True)))
 
 
 def _signatures(connection: Connection, ids: Iterable[str]) -> dict[str, DataSignature]:
