@@ -29,7 +29,7 @@ from planner.choice.controller import (
 from planner.choice.controller_training import Example, _Group, examples_of, train
 from planner.choice.evaluation import Logged, compare
 from planner.choice.greedy import Prior
-from planner.choice.policy import Arm, Choice, Context, Result, drawn
+from planner.choice.policy import FEATURES, Arm, Choice, Context, Result, drawn
 from planner.errors import ArtifactRefused, BadRequest, NoPlan
 from planner.goals import Objective
 from tests.planner.choice.logs import ARMS, drawn_log, true_value
@@ -256,6 +256,19 @@ def test_ways_that_begin_alike_share_their_first_step_and_part_where_one_ends() 
     assert not tree.fit(None).any()
 
 
+def test_what_was_never_seen_in_training_decides_nothing_later() -> None:
+    seen = (math.log1p(2), 0.0, 0.0, 0.0, math.log1p(50.0), 0.0)
+    log = [replace(one, context=replace(one.context, features=seen)) for one in drawn_log(300, 1)]
+    controller = Controller(train(examples_of(log), n_epochs=10))
+
+    def chances(**changed: float) -> tuple[float, ...]:
+        features = tuple([changed.get(name, number) for name, number in zip(FEATURES, seen, strict=True)])
+        return controller.choose(Context("goal", "clinic", features), ARMS, random.Random(0), 0.0).propensities
+
+    assert chances(load=1.0, mean=2.0) == chances()
+    assert chances(log_rows=3.0) != chances()
+
+
 def test_the_same_seed_gives_the_same_weights() -> None:
     examples = examples_of(drawn_log(300, 1))
     first, again, other = (train(examples, seed=s, n_epochs=3) for s in (0, 0, 1))
@@ -280,6 +293,7 @@ def test_saved_weights_are_the_same_when_loaded(tmp_path: Path) -> None:
     again = load(path)
     assert all(np.array_equal(getattr(weights, n), getattr(again, n)) for n in ARRAYS)
     assert (dict(again.steps), dict(again.segments)) == (dict(weights.steps), dict(weights.segments))
+    assert (again.goal, again.until_s) == ("", 0.0)
     for context in (Context("goal", "clinic"), Context("goal", "unknown")):
         ours, theirs = (Controller(w).choose(context, ARMS, random.Random(0), 0.0) for w in (weights, again))
         assert ours == theirs
@@ -312,6 +326,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, n
         {"format": FORMAT, "names": "{"},
         {"format": FORMAT, "names": "[]"},
         {"format": FORMAT, "names": '{"steps": ["a", "a"], "segments": ["b"]}'},
+        {"format": FORMAT, "names": '{"steps": ["a"], "segments": ["b"]}', "source": "[]"},
+        {"format": FORMAT, "names": '{"steps": ["a"], "segments": ["b"]}', "source": '{"until_s": "soon"}'},
     ],
 )
 def test_names_that_do_not_fit_are_refused(tmp_path: Path, meta: dict[str, str]) -> None:
