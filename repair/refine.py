@@ -24,6 +24,7 @@ from repair.vectors import Array, Parameters, check_finite
 Kind = Literal["last_layer", "low_rank", "whole"]
 
 _GATHERED = 16  # batches at once
+_LEAST_NEW, _BATCHES = 8, 4  # rows in a batch, and batches an epoch: few rows take steps too
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,8 +333,9 @@ def _batches(
 
     Some are gathered at once, which takes a tenth of the time of gathering one by one.
     """
-    n_new = min(len(new.rows), plan.batch_rows if old is None else round(plan.batch_rows * (1.0 - plan.replayed)))
-    n_old = 0 if old is None else plan.batch_rows - n_new
+    fresh = 1.0 if old is None else 1.0 - plan.replayed
+    n_new = min(len(new.rows), round(plan.batch_rows * fresh), max(_LEAST_NEW, len(new.rows) // _BATCHES))
+    n_old = round(n_new * (1.0 - fresh) / fresh)
     n_steps = max(1, round(plan.n_epochs * len(new.rows) / n_new))
 
     def made() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

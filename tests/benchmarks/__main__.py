@@ -18,6 +18,7 @@ BENCHMARKS = {
     "lifecycle": "what deploying, trying, promoting, rolling back, replacing and removing do to requests under load",
     "lineage_tensors": "what a family of networks costs to keep, and whether claimed parents are judged rightly",
     "drift": "how often drift is seen where there is none, how soon where there is, and what watching costs",
+    "repair": "whether a repair is nearly as good as retraining, for fewer labels and less work",
     "drills": "three times the load that extensions bear, killed replicas, and what many requests leave behind",
 }
 

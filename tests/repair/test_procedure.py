@@ -25,13 +25,15 @@ from repair.procedure import (
     waits_for,
     winner_parameters,
 )
-from repair.refine import LabelledRows
+from repair.refine import LabelledRows, RefinePlan
 from repair.torch_model import TorchModel
 from repair.vectors import Array, Parameters
 from tests.repair.networks import accuracy, network, rows_of, taught
 
 MODEL = TorchModel(network())
-PLAN = RepairPlan(budget=120, n_validation=30, n_held_out=50, per_round=40)
+PLAN = RepairPlan(
+    budget=120, n_validation=30, n_held_out=50, per_round=40, refine=RefinePlan(n_epochs=40, step_size=0.03)
+)
 RECENT = rows_of(300, 5)
 TEST = rows_of(500, 6)
 
