@@ -102,8 +102,9 @@ class LineageGraph:
         self._ranks = np.zeros(1_024, np.uint64)  # the first digits of the ids, to put them in order
         self._names: dict[int, list[tuple[str, str]]] = {}
         self._named: dict[tuple[str, str], int] = {}
-        self._signatures: dict[int, SignatureId] = {}
-        self._datasets: dict[int, DatasetId] = {}
+        self._signatures: dict[SignatureId, int] = {}  # numbered as they come
+        self._datasets: list[DatasetId] = []  # by the number of a signature
+        self._data = np.full(1_024, -1, np.int32)  # of a version the number of its signature
         self._trained: dict[DatasetId, list[int]] = {}
         self._transformed: dict[int, DatasetId] = {}  # by edge
 
@@ -113,6 +114,7 @@ class LineageGraph:
             self._arrows.add_nodes(len(changes.nodes))
             n = self._arrows.n_nodes
             self._made_s, self._ranks = grown(self._made_s, n, 0), grown(self._ranks, n, 0)
+            self._data = grown(self._data, n, -1)
             for node in changes.nodes:
                 number = self._nodes[node.id] = len(self._ids)
                 self._ids.append(node.id)
@@ -124,7 +126,10 @@ class LineageGraph:
                 self._named[named.name, named.number] = number
             for trained in changes.trained:
                 number = self._nodes[trained.version]
-                self._signatures[number], self._datasets[number] = trained.signature, trained.dataset
+                if trained.signature not in self._signatures:
+                    self._signatures[trained.signature] = len(self._datasets)
+                    self._datasets.append(trained.dataset)
+                self._data[number] = self._signatures[trained.signature]
                 self._trained.setdefault(trained.dataset, []).append(number)
             for link in changes.links:
                 parent, child = self._nodes[link.parent], self._nodes[link.child]
@@ -176,15 +181,11 @@ class LineageGraph:
         with self._lock:
             return float(self._made_s[self._node(version)])
 
-    def signature(self, version: VersionId) -> SignatureId | None:
-        """The signature of what a version was trained on, where that is known."""
-        with self._lock:
-            return self._signatures.get(self._node(version))
-
     def dataset(self, version: VersionId) -> DatasetId | None:
         """The data that a version was trained on, where they are known."""
         with self._lock:
-            return self._datasets.get(self._node(version))
+            number = self._data[self._node(version)]
+            return None if number < 0 else self._datasets[number]
 
     def links_into(self, version: VersionId) -> tuple[Link, ...]:
         """The links that lead to a version, by parent and kind."""
@@ -264,6 +265,34 @@ class LineageGraph:
         order = order[n_asked - 1 : np.searchsorted(hops[order], level, "right")]
         values = [found, *(_known(asked(id_)) for id_ in self._ids_of(order[1:]))]
         return self._best(order, hops, np.array(values, np.float64), at_most)
+
+    def nearest_ancestor_trained_on(
+        self,
+        version: VersionId,
+        drift: Callable[[SignatureId], float | None],
+        at_most: float,
+        through: Kinds = None,
+    ) -> HealthyAncestor | None:
+        """As `nearest_healthy_ancestor`, with the drift from what versions were trained on: asked once for each
+        signature, the nearest first. Ancestors whose training data are not known are passed over."""
+        with self._lock:
+            order, hops = self._reach(version, through, up=True)
+            signatures = tuple(self._signatures)
+            order = order[1:]
+            order = order[self._data[order] >= 0]
+            data = self._data[order]
+        first = np.full(len(signatures), len(order))
+        first[data[::-1]] = np.arange(len(order))[::-1]  # where a signature comes several times, the last one counts
+        values = np.full(len(signatures), np.nan)
+        level: int | None = None
+        for number in np.argsort(first, kind="stable")[: int(np.count_nonzero(first < len(order)))].tolist():
+            hop = int(hops[order[first[number]]])
+            if level is not None and hop > level:
+                break
+            values[number] = _known(drift(signatures[number]))
+            if level is None and values[number] <= at_most:
+                level = hop
+        return self._best(order, hops, values[data], at_most)
 
     def healthiest_ancestor(
         self, version: VersionId, drift: Drift, most_hops: int | None = None, through: Kinds = None

@@ -19,7 +19,7 @@ from difflib import get_close_matches
 
 from lineage.errors import LineageRefused, UnknownVersion
 from lineage.graph.graph import HealthyAncestor, Kinds, LineageGraph
-from lineage.graph.records import DatasetId, DataSignature, Edge, SignatureId, VersionId
+from lineage.graph.records import DatasetId, DataSignature, Edge, VersionId
 from lineage.graph.sql import SqlLineageStore
 from lineage.graph.store import LineageStore, unknown
 from lineage.models import named
@@ -98,18 +98,9 @@ class Lineage:
         None means that it cannot be told. Ancestors whose training data are not known are passed over. Of several as
         near, the one of the lowest drift, then the latest made, then by id. Raises UnknownVersion.
         """
-        graph = self.graph()
-        known: dict[SignatureId, float | None] = {}
-
-        def drift_of(ancestor: VersionId) -> float | None:
-            signature = graph.signature(ancestor)
-            if signature is None:
-                return None
-            if signature not in known:
-                known[signature] = drift(self.store.signature(signature))
-            return known[signature]
-
-        return graph.nearest_healthy_ancestor(version, drift_of, at_most, through)
+        return self.graph().nearest_ancestor_trained_on(
+            version, lambda signature: drift(self.store.signature(signature)), at_most, through
+        )
 
     def cascade(
         self, versions: Collection[VersionId] = (), datasets: Collection[DatasetId] = (), through: Kinds = None

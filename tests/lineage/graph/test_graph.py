@@ -15,7 +15,7 @@ import lineage.graph.graph as in_memory
 from lineage.errors import UnknownVersion
 from lineage.graph.graph import CommonAncestor, HealthyAncestor, Impact, LineageGraph, Path
 from lineage.graph.memory import MemoryLineageStore
-from lineage.graph.records import DatasetId, Edge, EdgeKind, Version, VersionId
+from lineage.graph.records import DatasetId, Edge, EdgeKind, SignatureId, Version, VersionId
 from tests.lineage.graph.making import data, dataset_id, edge, families, version, version_id
 
 Family = tuple[list[Version], list[Edge]]
@@ -149,6 +149,32 @@ def test_the_nearest_healthy_ancestor_is_found_and_the_fewest_are_asked(
         assert graph.nearest_healthy_ancestor(id_, known, 0.2, through) == expected
     array = np.array([known.get(a, math.nan) for a in graph.versions()])
     assert graph.nearest_healthy_ancestor(id_, array, 0.2, through) == expected
+
+
+@given(families(), KINDS, st.lists(DRIFTS, min_size=3, max_size=3), st.data())
+def test_the_nearest_ancestor_trained_on_healthy_data_is_found_and_each_signature_asked_once(
+    family: Family, through: set[EdgeKind] | None, values: list[float | None], draw: st.DataObject
+) -> None:
+    naive, graph = Naive(family, through), graph_of(*family)
+    id_ = draw.draw(st.sampled_from(naive.ids))
+    drift = {data(name).id: value for name, value in zip("ab", values, strict=False)}
+    above = naive.above(id_)
+    signatures = {a: known.id for a in above if (known := naive.data[a]) is not None}
+    healthy = [a for a, signature in signatures.items() if (d := drift[signature]) is not None and d <= 0.2]
+    best = min(healthy, key=lambda a: (above[a], drift[signatures[a]], -naive.made_s[a], a), default=None)
+    expected = None if best is None else HealthyAncestor(best, above[best], drift[signatures[best]] or 0.0)
+    asked: list[str] = []
+
+    def ask(signature: SignatureId) -> float | None:
+        asked.append(signature)
+        return drift[signature]
+
+    assert graph.nearest_ancestor_trained_on(id_, ask, 0.2, through) == expected
+    assert len(asked) == len(set(asked))
+    assert set(asked) == {s for a, s in signatures.items() if best is None or above[a] <= above[best]}
+    assert [min(above[a] for a, s in signatures.items() if s == one) for one in asked] == sorted(
+        min(above[a] for a, s in signatures.items() if s == one) for one in asked
+    )
 
 
 @given(families(), st.lists(DRIFTS, min_size=12, max_size=12), st.integers(0, 4), st.data())
@@ -359,8 +385,7 @@ def test_what_is_known_of_a_version_is_found() -> None:
     graph.follow(store.changes(graph.counter))
     a, b = named("a", "b")
     assert graph.counter == store.counter()
-    assert (graph.made_s(a), graph.dataset(a), graph.signature(a)) == (12.5, dataset_id("x"), data("x").id)
-    assert (graph.dataset(b), graph.signature(b)) == (None, None)
+    assert (graph.made_s(a), graph.dataset(a), graph.dataset(b)) == (12.5, dataset_id("x"), None)
     assert graph.names(a) == (("model-a", "1"), ("digits", "4"))
     assert (graph.find("digits", "4"), graph.find("digits", "5")) == (a, None)
     assert (graph.models(), graph.numbers("digits")) == (("digits", "model-a", "model-b"), ("4",))
