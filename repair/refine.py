@@ -50,7 +50,7 @@ class RefinePlan:
     """
 
     kind: Kind = "whole"
-    n_epochs: float = 12.0
+    n_epochs: float = 10.0
     step_size: float = 0.01
     batch_rows: int = 64
     replayed: float = 0.5
@@ -130,7 +130,7 @@ def one_epoch(
     *,
     seed: int,
     step_size: float = 0.005,
-    batch_rows: int = 16,
+    batch_rows: int = 32,
 ) -> dict[str, Array]:
     """All parameters fine-tuned for one epoch of Adam over the labelled rows: what a repair has to beat.
 

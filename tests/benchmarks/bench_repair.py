@@ -479,14 +479,9 @@ def main() -> None:
     makers: list[Callable[[int], Stream]] = [digits]
     if DATA.exists():
         makers += [lambda seed: posture(seed, True), lambda seed: posture(seed, False)]
+    seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
     for make in makers:
-        told(
-            make,
-            range(chosen.first_seed, chosen.first_seed + chosen.seeds),
-            chosen.only,
-            chosen.methods,
-            chosen.over_time,
-        )
+        told(make, seeds, chosen.only, chosen.methods, chosen.alarms, chosen.over_time)
 
 
 def told(make: Callable[[int], Stream], seeds: range, only: str, methods: str, most: int, over_time: bool) -> None:
