@@ -18,7 +18,7 @@ from lineage.drift.sketches import Sketch
 from lineage.drift.windows import Pane
 
 MOST_ROWS_PER_S = 5_000  # at 2 to 4 us a row, 1 to 2 % of a core
-MOST_WAITING_ROWS = 50_000
+MOST_WAITING_ROWS = 8_192  # 2 MB of 64 columns
 _AT_ONCE = 1024
 
 _Batch = tuple[int, Mapping[str, Array] | None, Mapping[str, Array] | None, Array | None]
