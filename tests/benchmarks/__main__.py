@@ -16,6 +16,7 @@ BENCHMARKS = {
     "choice_digits": "how well they choose among real models, for digits under changing corruption",
     "rollout": "what rollouts do about good and bad versions, simulated",
     "lifecycle": "what deploying, trying, promoting, rolling back, replacing and removing do to requests under load",
+    "lineage": "how soon the nearest healthy ancestor among 100,000 versions is found, and what one more takes",
     "lineage_tensors": "what a family of networks costs to keep, and whether claimed parents are judged rightly",
     "drift": "how often drift is seen where there is none, how soon where there is, and what watching costs",
     "repair": "whether a repair is nearly as good as retraining, for fewer labels and less work",

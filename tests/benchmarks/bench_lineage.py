@@ -42,6 +42,7 @@ MOST_MS, MOST_INSERT_MS = 10.0, 5.0
 SHAPES = ("tree", "chain", "star", "merges")
 N_COLUMNS, SKETCH_BYTES = 64, 1_000
 HEALTHY = 0.1
+DATA = [DataSignature(DatasetId(sha256(f"rows {i}".encode()).hexdigest()), 10_000) for i in range(50)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def filled(store: SqlLineageStore, shape: str, n: int) -> None:
     rng = random.Random(1)
     all_edges = [edge for i in range(n) for edge in edges(shape, i, rng)]
     began = time.perf_counter()
-    store.add_all([version(i) for i in range(n)], all_edges)
+    store.add_all([version(i, DATA[i * len(DATA) // n]) for i in range(n)], all_edges)
     took_s = time.perf_counter() - began
     print(f"{shape}: {n:,} versions, {len(all_edges):,} edges, written at once in {took_s:.1f} s", flush=True)
 
@@ -141,6 +142,11 @@ def asked(lineage: Lineage, n: int, n_asked: int) -> bool:
                 [lambda id_=id_, way=way: lineage.graph().nearest_healthy_ancestor(id_, way, HEALTHY) for id_ in ids]  # type: ignore[misc]
             )
             met &= told(f"nearest healthy ancestor, healthy {what}, {name}", times, times.p99, MOST_MS)
+    by_data = {data.id: 1.0 for data in DATA} | {DATA[0].id: 0.05}
+    times = measured(
+        [lambda id_=id_: lineage.graph().nearest_ancestor_trained_on(id_, by_data.get, HEALTHY) for id_ in ids]  # type: ignore[misc]
+    )
+    met &= told("nearest ancestor trained on healthy data, the first of 50 alone", times, times.p99, MOST_MS)
     first, last = id_of(0), id_of(n - 1)
     pairs = list(zip(ids, reversed(ids), strict=True))[:100]
     for name, calls in (
