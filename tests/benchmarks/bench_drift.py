@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lineage.drift import DriftSettings, Gatherer, Judge, Reference, Rows, Sketch, layout_of, learn
+from lineage.drift import Gatherer, Reference, Rows, Sketch, layout_of, learn
+from lineage.drift.judge import Judge
+from lineage.drift.thresholds import DriftSettings
 from tests.benchmarks.bench_choice import table
 from tests.benchmarks.digits import corrupted
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lineage.drift import ErrorWatch
+from lineage.drift.error_watch import ErrorWatch
 
 
 def errors(n: int, rate: float, seed: int) -> np.ndarray:

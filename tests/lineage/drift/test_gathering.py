@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 
@@ -73,3 +75,11 @@ def test_what_waits_is_bounded() -> None:
     pane = gatherer.cut(1.0)
     assert pane is not None
     assert pane.sketch.n_skipped == 950
+
+
+def test_what_a_replica_imports_for_it_is_small() -> None:
+    script = (
+        "import sys, lineage.drift; print([m for m in ('scipy', 'river', 'matplotlib', 'pandas') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -3,7 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lineage.drift import BinsDiffer, DriftReport, DriftSettings, Judge, Sketch, learn_accuracy
+from lineage.drift import BinsDiffer, Sketch
+from lineage.drift.estimates import learn_accuracy
+from lineage.drift.judge import Judge
+from lineage.drift.report import DriftReport
+from lineage.drift.thresholds import DriftSettings
 from tests.lineage.drift.tables import plain_reference, reference_of, sketch_of, table
 
 TRAINING = table(4000, 1)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from lineage.drift import DriftSettings, Monitor, Pane, WindowSettings
+from lineage.drift import Pane, WindowSettings
+from lineage.drift.monitor import Monitor
+from lineage.drift.thresholds import DriftSettings
 from tests.lineage.drift.tables import reference_of, sketch_of, table
 
 REFERENCE = reference_of(table(3000, 0))

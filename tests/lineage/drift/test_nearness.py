@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lineage.drift import Live, Sketch
+from lineage.drift import Sketch
+from lineage.drift.nearness import Live
 from tests.lineage.drift.tables import plain_reference, reference_of, sketch_of, table
 
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from lineage.drift import DriftSettings, Judge, Sketch
+from lineage.drift import Sketch
+from lineage.drift.judge import Judge
 from lineage.drift.plots import Format, columns_picture, history_picture
+from lineage.drift.thresholds import DriftSettings
 from tests.lineage.drift.tables import reference_of, sketch_of, table
 
 REFERENCE = reference_of(table(500, 0))

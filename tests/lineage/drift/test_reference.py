@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lineage.drift import DriftSettings, Judge, Reference, Rows, learn
+from lineage.drift import Reference, Rows, learn
 from lineage.drift.bins import CELLS, NOT_THERE, cells_of_categories, edges_of, group_ends_of
 from lineage.drift.columns import layout_of
+from lineage.drift.judge import Judge
+from lineage.drift.thresholds import DriftSettings
 from tests.lineage.drift.tables import plain_reference, reference_of, sketch_of, table
 
 

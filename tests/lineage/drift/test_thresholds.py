@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lineage.drift import DriftSettings, Judge, Rows, Sketch
-from lineage.drift.thresholds import STATISTICS, Thresholds, grid
+from lineage.drift import Rows, Sketch
+from lineage.drift.judge import Judge
+from lineage.drift.thresholds import STATISTICS, DriftSettings, Thresholds, grid
 from tests.lineage.drift.tables import plain_reference
 
 
