@@ -11,7 +11,7 @@
 >>> graph.nearest_healthy_ancestor(c.id, {a.id: 0.02, b.id: 0.4}, at_most=0.1) == HealthyAncestor(a.id, 2, 0.02)
 True
 
-It holds no more than the links, by number, so that 100,000 versions take some 40 MiB; what edges bear, and signatures,
+It holds no more than the links, by number, so that 100,000 versions take some 50 MiB; what edges bear, and signatures,
 are in the store.
 """
 
