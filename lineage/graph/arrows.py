@@ -20,6 +20,7 @@ _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 ANY = 0xFFFF  # a mask that lets all kinds of edges pass
+ALL = 1 << 62  # more nodes than there are
 _SIZE = 1_024  # of an array at first
 
 
@@ -66,13 +67,14 @@ class Arrows:
         return self._listed(self._last_out.item(node), self._next_out, mask)
 
     def reach(
-        self, starts: Iterable[int], *, up: bool = False, down: bool = False, mask: int = ANY
+        self, starts: Iterable[int], *, up: bool = False, down: bool = False, mask: int = ANY, enough: int = ALL
     ) -> tuple[Ints, Ints]:
         """The nodes that edges lead to from any of `starts`, against them (`up`), along them (`down`) or both ways,
         over edges whose bit (1 << kind) is in `mask`.
 
         Returns the nodes, nearest first with the starts themselves, shape (n_found,); and for every node how many
-        edges away it is, shape (n_nodes,), -1 for those that were not found.
+        edges away it is, shape (n_nodes,), -1 for those that were not found. Once `enough` are found it goes no
+        farther than to all that are as near as the last.
         """
         hops, order = np.full(self.n_nodes, -1, np.int32), np.empty(self.n_nodes, np.int32)
         n = 0
@@ -81,7 +83,7 @@ class Arrows:
                 hops[node], order[n] = 0, node
                 n += 1
         links = (self._last_in, self._next_in, self._parents), (self._last_out, self._next_out, self._children)
-        n = _walk(*links, self._kinds, mask, up, down, n, order, hops)
+        n = _walk(*links, self._kinds, mask, up, down, enough, n, order, hops)
         return order[:n], hops
 
     def waves(self, members: Ints) -> Ints:
@@ -122,7 +124,7 @@ def _compiled(signature: str) -> Callable[[_Function], _Function]:
 _LINKS = "UniTuple(int32[::1], 3), UniTuple(int32[::1], 3)"
 
 
-@_compiled(f"int64({_LINKS}, uint8[::1], int64, boolean, boolean, int64, int32[::1], int32[::1])")
+@_compiled(f"int64({_LINKS}, uint8[::1], int64, boolean, boolean, int64, int64, int32[::1], int32[::1])")
 def _walk(
     into: tuple[Ints, Ints, Ints],
     out_of: tuple[Ints, Ints, Ints],
@@ -130,6 +132,7 @@ def _walk(
     mask: int,
     up: bool,
     down: bool,
+    enough: int,
     n: int,
     order: Ints,
     hops: Ints,
@@ -138,6 +141,8 @@ def _walk(
     at = 0
     while at < n:
         node = order[at]
+        if n >= enough and at > 0 and hops[node] > hops[order[at - 1]]:
+            break
         at += 1
         for way in range(2):
             if not (up if way == 0 else down):

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lineage.graph.arrows import ANY, Arrows, Ints, grown
+from lineage.graph.arrows import ALL, ANY, Arrows, Ints, grown
 from lineage.graph.facts import Changes, Link
 from lineage.graph.records import DatasetId, EdgeKind, SignatureId, VersionId
 from lineage.graph.store import unknown
@@ -42,6 +42,7 @@ _KINDS = tuple(EdgeKind)
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
 _NEVER = np.iinfo(np.int64).max
 _PIECE = 512  # nodes whose ids are looked up at a time
+_ENOUGH = 1_000  # ancestors that are looked at before all are found
 _FEW = 2_000  # ancestors that are looked up one by one in a dictionary before all of it is gone through
 
 
@@ -246,9 +247,18 @@ class LineageGraph:
         Of several as near, the one of the lowest drift, then the latest made, then by id. A function is asked for the
         nearest first, once each, and for none that is farther away than the answer.
         """
-        with self._lock:
-            order, hops = self._reach(version, through, up=True)
-        order = order[1:]
+        near = 0
+        for enough in (_ENOUGH, ALL):  # mostly one of the first is healthy
+            with self._lock:
+                order, hops = self._reach(version, through, up=True, enough=enough)
+            found = self._nearest(order[hops[order] > near], hops, drift, at_most)
+            if found is not None or len(order) < enough:
+                return found
+            near = int(hops[order[-1]])
+        return None
+
+    def _nearest(self, order: Ints, hops: Ints, drift: Drift, at_most: float) -> HealthyAncestor | None:
+        """Among these ancestors, the nearest first."""
         if isinstance(drift, np.ndarray):
             return self._best(order, hops, self._drift_of(order, drift), at_most)
         asked, n_most = (drift.get, _FEW) if isinstance(drift, Mapping) else (drift, len(order))
@@ -374,8 +384,10 @@ class LineageGraph:
             raise unknown(version)
         return node
 
-    def _reach(self, version: VersionId, through: Kinds, up: bool = False, down: bool = False) -> tuple[Ints, Ints]:
-        return self._arrows.reach([self._node(version)], up=up, down=down, mask=_mask(through))
+    def _reach(
+        self, version: VersionId, through: Kinds, up: bool = False, down: bool = False, enough: int = ALL
+    ) -> tuple[Ints, Ints]:
+        return self._arrows.reach([self._node(version)], up=up, down=down, mask=_mask(through), enough=enough)
 
     def _relatives(
         self, version: VersionId, through: Kinds, up: bool = False, down: bool = False

@@ -145,8 +145,12 @@ def test_the_nearest_healthy_ancestor_is_found_and_the_fewest_are_asked(
     assert set(asked) == {a for a in above if best is None or above[a] <= above[best]}
     known = {a: d for a, d in drift.items() if d is not None}
     assert graph.nearest_healthy_ancestor(id_, known, 0.2, through) == expected
-    with mock.patch.object(in_memory, "_FEW", 1):
+    asked.clear()
+    with mock.patch.object(in_memory, "_FEW", 1), mock.patch.object(in_memory, "_ENOUGH", 2):
         assert graph.nearest_healthy_ancestor(id_, known, 0.2, through) == expected
+        assert graph.nearest_healthy_ancestor(id_, ask, 0.2, through) == expected
+    assert len(asked) == len(set(asked))
+    assert set(asked) == {a for a in above if best is None or above[a] <= above[best]}
     array = np.array([known.get(a, math.nan) for a in graph.versions()])
     assert graph.nearest_healthy_ancestor(id_, array, 0.2, through) == expected
 
